@@ -1,0 +1,41 @@
+"""Topographic VAEs as Pyro and NumPyro programs, compared by likelihoods that can be trusted.
+
+    run = ppl_tvae.train(ppl_tvae.Experiment(data="digits", steps=500), "runs/first")
+    run = ppl_tvae.resume("runs/first", steps=1000)
+    records = ppl_tvae.evaluate(ppl_tvae.open_run("runs/first"))
+
+Importing this loads neither torch nor jax; training or evaluating loads the one that is asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ppl_tvae.config import Experiment as Experiment
+    from ppl_tvae.errors import UserError as UserError
+    from ppl_tvae.evaluation import evaluate as evaluate
+    from ppl_tvae.evaluation import reconstruction_sheet as reconstruction_sheet
+    from ppl_tvae.program import Program as Program
+    from ppl_tvae.runs import Run as Run
+    from ppl_tvae.runs import open_run as open_run
+    from ppl_tvae.training import resume as resume
+    from ppl_tvae.training import train as train
+
+_HOMES = {
+    "Experiment": "config",
+    "UserError": "errors",
+    "evaluate": "evaluation",
+    "reconstruction_sheet": "evaluation",
+    "Program": "program",
+    "Run": "runs",
+    "open_run": "runs",
+    "resume": "training",
+    "train": "training",
+}
+__all__ = list(_HOMES)  # noqa: PLE0604 - the names above
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ppl_tvae' has no attribute '{name}'")
+    return getattr(import_module(f"ppl_tvae.{_HOMES[name]}"), name)

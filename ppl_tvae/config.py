@@ -1,0 +1,209 @@
+"""Experiment: everything that determines a training run, as one frozen dataclass; TOML in, TOML out.
+
+The command line's options are made from its fields, so a setting is described in one place. Fields that are None
+depend on the model and are filled in by `resolved`; a run directory holds the resolved experiment.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin, get_type_hints
+
+from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.models import catalogue
+
+
+def _setting(default: Any, description: str, **metadata: Any) -> Any:
+    return field(default=default, metadata={"help": description, **metadata})
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained, on what, and how. Raises UserError from `resolved` where settings do not fit together."""
+
+    backend: str = _setting("numpyro", "numpyro or pyro", kind="backend")
+    model: str = _setting("tvae", "tvae, static, bubble, torus, vae, or the path of your own program, PATH.py")
+    guide: str = _setting("mean-field", "the guide of a named model", kind="guide")
+    prior: str = _setting("normal", "the prior of the latents of a named model", kind="prior")
+    likelihood: str = _setting("bernoulli", "what the pixels are observed as", kind="likelihood")
+    objective: str = _setting("elbo", "the bound that is trained", kind="objective")
+
+    data: str = _setting("digits", "digits, mnist, fashion-mnist, or the path of your own images or sequences, PATH.npz")
+    data_dir: str = _setting("", "folder that holds the data files (else PPL_TVAE_DATA, else a cache folder)")
+    transforms: tuple[str, ...] | None = _setting(None, "what moves, one per sequence: rotation, scale, hue, or none")
+    num_timesteps: int | None = _setting(None, "frames in a sequence, S (18; torus 1)")
+    validation_fraction: float = _setting(0.2, "share of the training images held out to choose the best parameters")
+
+    num_capsules: int | None = _setting(None, "capsules, C (18; torus 1)")
+    capsule_dim: int | None = _setting(None, "positions in a capsule, D (18; torus 324, a square)")
+    hidden: tuple[int, ...] = _setting((972, 648), "hidden layers of the encoders; the decoder mirrors them")
+    temporal_window: int | None = _setting(None, "frames that share variance (tvae 13/18 of S; bubble 5)")
+    spatial_width: int | None = _setting(None, "positions that share variance at one time, K (3; torus 5)")
+    lattice: str = _setting("", "your own W instead: PATH.npy, a matrix of (S*D, S*D)")
+    mu: float | None = _setting(None, "initial value of mu (30; torus 10)")
+    epsilon: float = _setting(1e-6, "added to W u**2 before the root")
+
+    steps: int = _setting(2000, "training steps")
+    batch_size: int = _setting(8, "sequences in a batch")
+    optimizer: str = _setting("adam", "how parameters are updated", kind="optimizer")
+    learning_rate: float | None = _setting(None, "step size (adam 1e-3, sgd 1e-4)")
+    momentum: float = _setting(0.9, "momentum of sgd; the first decay rate of adam")
+    schedule: str = _setting("constant", "how the learning rate changes", kind="schedule")
+    warmup_steps: int = _setting(0, "steps over which the learning rate rises linearly from zero")
+    clip_norm: float = _setting(0.0, "largest global norm of the gradient; 0 leaves it as it is")
+    log_every: int = _setting(50, "steps per row of metrics.csv")
+    evaluate_every: int = _setting(500, "steps between held-out ELBOs; also between checkpoints")
+    validation_sequences: int = _setting(200, "sequences in the held-out ELBO during training")
+    patience: int = _setting(0, "stop after so many held-out ELBOs without a new best; 0 never stops early")
+
+    seed: int = _setting(0, "seed of parameters, batches and noise")
+    device: str = _setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
+    precision: str = _setting("float32", "float32 or float64", choices=("float32", "float64"), flag="float")
+
+    @property
+    def program_file(self) -> Path | None:
+        """The user's own program, where `model` is a path."""
+        return Path(self.model) if self.model.endswith(".py") else None
+
+    @property
+    def binarize(self) -> bool:
+        """Whether frames are binarised: a Bernoulli observes zeros and ones."""
+        return self.likelihood == "bernoulli"
+
+    def resolved(self) -> "Experiment":
+        """Every name and number checked, and the fields that depend on the model filled in. Raises UserError."""
+        _check_names(self)
+        _check_numbers(self)
+        defaults = _defaults_for(self)
+        given = {name: value for name in defaults if (value := getattr(self, name)) is not None}
+        resolved = replace(self, **{**defaults, **given})
+        _check_fit(self, resolved)
+        return resolved
+
+    def to_mapping(self) -> dict[str, Any]:
+        """The settings as TOML can hold them; None is left out."""
+        values = {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def setting_type(setting: Field[Any]) -> tuple[Any, bool]:
+    """The plain type of a field's values (int, float, str) and whether it holds several of them."""
+    hint = get_type_hints(Experiment)[setting.name]
+    options = [option for option in (get_args(hint) or (hint,)) if option not in (NoneType, Ellipsis)]
+    if get_origin(hint) is tuple:
+        return options[0], True
+    if get_origin(options[0]) is tuple:
+        return get_args(options[0])[0], True
+    return options[0], False
+
+
+def experiment_from(settings: Mapping[str, Any]) -> Experiment:
+    """An experiment from TOML or JSON values, each checked for its type. Raises UserError."""
+    known = {setting.name: setting for setting in fields(Experiment)}
+    values = {}
+    for name, value in settings.items():
+        if name not in known:
+            raise unknown_name("setting", name, known)
+        kind, several = setting_type(known[name])
+        parts = value if several and isinstance(value, list | tuple) else [value]
+        if any(not _is_a(part, kind) for part in parts) or (several and not isinstance(value, list | tuple)):
+            expected = f"a list of {kind.__name__}" if several else kind.__name__
+            raise UserError(f"expected {expected} for the setting '{name}', found {value!r}")
+        values[name] = tuple(kind(part) for part in parts) if several else kind(value)
+    return Experiment(**values)
+
+
+def read_toml(path: Path) -> Experiment:
+    """The experiment in a TOML file. Raises UserError if there is none or it cannot be understood."""
+    try:
+        return experiment_from(tomllib.loads(path.read_text()))
+    except FileNotFoundError:
+        raise UserError(f"expected an experiment in TOML at '{path}', found no such file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"expected TOML in '{path}', found a mistake: {error}") from None
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+
+
+def _check_names(experiment: Experiment) -> None:
+    for setting in fields(Experiment):
+        value = getattr(experiment, setting.name)
+        if (kind := setting.metadata.get("kind")) and value not in catalogue.KINDS[kind]:
+            raise unknown_name(kind, value, catalogue.KINDS[kind])
+        if (choices := setting.metadata.get("choices")) and value not in choices:
+            raise unknown_name(setting.metadata.get("flag", setting.name), value, choices)
+    if experiment.program_file is None and experiment.model not in catalogue.MODELS:
+        raise unknown_name("model", experiment.model, catalogue.MODELS)
+
+
+_AT_LEAST = {
+    "num_timesteps": 1, "num_capsules": 1, "capsule_dim": 1, "temporal_window": 1, "spatial_width": 1, "steps": 1,
+    "batch_size": 1, "warmup_steps": 0, "log_every": 1, "evaluate_every": 1, "validation_sequences": 1, "patience": 0,
+    "seed": 0, "momentum": 0, "clip_norm": 0, "epsilon": 0,
+}  # fmt: skip
+
+
+def _check_numbers(experiment: Experiment) -> None:
+    for name, least in _AT_LEAST.items():
+        value = getattr(experiment, name)
+        if value is not None and not value >= least:
+            raise UserError(f"expected {name} of at least {least}, found {value}")
+    if not 0 < experiment.validation_fraction < 1:
+        raise UserError(f"expected validation_fraction between 0 and 1, found {experiment.validation_fraction}")
+    if not experiment.momentum < 1:
+        raise UserError(f"expected momentum below 1, found {experiment.momentum}")
+    if experiment.learning_rate is not None and not 0 < experiment.learning_rate < float("inf"):
+        raise UserError(f"expected a positive learning_rate, found {experiment.learning_rate}")
+    if any(width < 1 for width in experiment.hidden):
+        raise UserError(f"expected hidden layers of at least one unit, found {experiment.hidden}")
+
+
+def _defaults_for(experiment: Experiment) -> dict[str, Any]:
+    """What the fields that are None stand for."""
+    torus = experiment.model == "torus"
+    timesteps = experiment.num_timesteps or (1 if torus else 18)
+    defaults: dict[str, Any] = {
+        "transforms": ("none",) if torus else ("rotation", "scale", "hue"),
+        "num_timesteps": timesteps,
+        "learning_rate": {"adam": 1e-3, "sgd": 1e-4}[experiment.optimizer],
+    }
+    if experiment.program_file is None:
+        defaults |= {"num_capsules": 1 if torus else 18, "capsule_dim": 324 if torus else 18}
+    if experiment.model in ("tvae", "bubble", "static", "torus"):
+        defaults["mu"] = 10.0 if torus else 30.0
+    if experiment.model in ("tvae", "bubble", "static", "torus") and not experiment.lattice:
+        capsule_dim = experiment.capsule_dim or 18
+        defaults["spatial_width"] = min(capsule_dim, 5 if torus else 3)
+        if experiment.model == "tvae":
+            defaults["temporal_window"] = max(1, min(capsule_dim, round(timesteps * 13 / 18)))
+        if experiment.model == "bubble":
+            defaults["temporal_window"] = min(timesteps, 5)
+    return defaults
+
+
+def _check_fit(given: Experiment, resolved: Experiment) -> None:
+    """Settings that this model would not use are refused, not ignored."""
+    meaningless = {
+        "vae": ("temporal_window", "spatial_width", "lattice", "mu"),
+        "static": ("temporal_window",),
+        "torus": ("temporal_window",),
+    }.get(given.model, ())
+    if given.lattice:
+        meaningless = (*meaningless, "temporal_window", "spatial_width")
+    if given.program_file is not None:
+        own = ("num_capsules", "capsule_dim", "temporal_window", "spatial_width", "lattice", "mu")
+        meaningless = (*own, "guide", "prior", "hidden", "epsilon")
+    for name in meaningless:
+        if getattr(given, name) != getattr(Experiment(), name):
+            which = f"lattice = '{given.lattice}'" if given.lattice and name != "lattice" else f"model '{given.model}'"
+            raise UserError(f"expected no {name} with {which}, which does not use it; found {getattr(given, name)}")
+    if given.model == "torus" and resolved.num_timesteps != 1:
+        raise UserError(f"expected num_timesteps 1 with model 'torus' (single frames), found {resolved.num_timesteps}")
+    if resolved.warmup_steps >= resolved.steps:
+        raise UserError(f"expected fewer warmup_steps than the {resolved.steps} steps, found {resolved.warmup_steps}")

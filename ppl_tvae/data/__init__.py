@@ -1,0 +1,29 @@
+"""Images into sequences of transformed images: sources, plans drawn on the host, frames drawn on the device."""
+
+from ppl_tvae.data.datasets import SequenceData, open_data
+from ppl_tvae.data.downloads import fetch
+from ppl_tvae.data.plans import Plan, fixed_plan, training_plan, training_plans
+from ppl_tvae.data.rendering import ImageTables, PlainTables, SequenceTables, Tables, factor_indices, render
+from ppl_tvae.data.sources import Source, catalogue, load_source
+from ppl_tvae.data.transforms import FACTORS, factor_values
+
+__all__ = [
+    "FACTORS",
+    "ImageTables",
+    "PlainTables",
+    "Plan",
+    "SequenceData",
+    "SequenceTables",
+    "Source",
+    "Tables",
+    "catalogue",
+    "factor_indices",
+    "factor_values",
+    "fetch",
+    "fixed_plan",
+    "load_source",
+    "open_data",
+    "render",
+    "training_plan",
+    "training_plans",
+]

@@ -1,0 +1,137 @@
+"""A data set of sequences: a source, what moves in it, and which images train, validate and test."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ppl_tvae.data.plans import Plan, fixed_plan, training_plans
+from ppl_tvae.data.rendering import SequenceTables, Tables, image_tables, plain_tables
+from ppl_tvae.data.sources import Source, load_source
+from ppl_tvae.data.transforms import FACTORS, PLAIN, moving_factors
+from ppl_tvae.errors import UserError
+
+# Fixes the splits and the order of the validation and test sequences; never the user's seed.
+SPLIT_SEED = 2109_01394
+LARGEST_TABLE = 2**30  # bytes
+
+
+@dataclass(frozen=True)
+class SequenceData:
+    """Sequences of `num_timesteps` frames, described by plans and drawn on the device by `render(data.tables, plan)`.
+
+    train, validation, test: int32 indices into the source's first axis; they do not depend on any seed.
+    """
+
+    source: Source
+    transforms: tuple[str, ...]
+    num_timesteps: int
+    train: np.ndarray
+    validation: np.ndarray
+    test: np.ndarray
+
+    @property
+    def frame_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of a frame. Moving factors colour the images, so they give 3 channels."""
+        height, width, channels = self.source.pixels.shape[-3:]
+        return height, width, channels if self.transforms == PLAIN else 3
+
+    @property
+    def labels(self) -> np.ndarray:
+        """(N,) int32 class of every image of the source, -1 where unknown: `data.labels[plan.image]`."""
+        return self.source.labels
+
+    @cached_property
+    def tables(self) -> Tables:
+        """What `render` reads, as NumPy arrays; move them to the device once."""
+        if self.source.kind == "sequences":
+            return SequenceTables(self.source.pixels)
+        if self.transforms == PLAIN:
+            return plain_tables(self.source.pixels, self.num_timesteps)
+        return image_tables(self.source.pixels, self.transforms, self.num_timesteps)
+
+    def train_plans(self, seed: int, first_step: int, num_steps: int, batch_size: int) -> Plan:
+        """Plans of consecutive training steps, fields with leading axes (num_steps, batch_size)."""
+        return training_plans(
+            self.train, seed, first_step, num_steps, batch_size, len(self.transforms), self.num_timesteps
+        )
+
+    def validation_plan(self, limit: int | None = None) -> Plan:
+        """One fixed sequence per validation image, or the first `limit` of them in a fixed random order."""
+        return self._fixed_plan(self.validation, "validation", limit)
+
+    def test_plan(self, limit: int | None = None) -> Plan:
+        """One fixed sequence per test image, or the first `limit` of them in a fixed random order."""
+        return self._fixed_plan(self.test, "test", limit)
+
+    def _fixed_plan(self, indices: np.ndarray, split: str, limit: int | None) -> Plan:
+        if limit is not None and limit < 1:
+            raise UserError(f"expected a limit of at least 1 {split} sequence, found {limit}; raise it.")
+        if not len(indices):
+            raise UserError(f"expected {split} sequences, found none in {self.source.name}; hold some images out.")
+        order = np.random.default_rng(SPLIT_SEED).permutation(indices)
+        plan = fixed_plan(order, split, len(self.transforms), self.num_timesteps)
+        return Plan(*(field[:limit] for field in plan))
+
+
+def open_data(
+    name: str,
+    data_dir: Path | None = None,
+    transforms: tuple[str, ...] = FACTORS,
+    num_timesteps: int | None = None,
+    validation_fraction: float = 0.2,
+) -> SequenceData:
+    """The data set of a source (`sources.catalogue`, or a path ending in .npz) under the given transforms.
+
+    Every frame is rotated, scaled and coloured. In each sequence one of `transforms`, drawn at random, moves cyclically
+    through its values; the factors that are not in it stand still at random values. "rotation+hue" moves both
+    with one phase. ("none",) leaves images as they are, grey or colour, S copies of each.
+    num_timesteps: S, 18 by default; ready sequences bring their own S and are not transformed.
+    validation_fraction: fixed random part of the training images that is kept for validation (paper: 20 %).
+    Raises UserError for unknown names, unreadable files and settings that do not fit the source.
+    """
+    if not 0 <= validation_fraction < 1:
+        raise UserError(f"expected a validation fraction in [0, 1), found {validation_fraction}; change it.")
+    transforms = tuple(transforms)
+    source = load_source(name, data_dir)
+    if source.kind == "sequences":
+        transforms, num_timesteps = PLAIN, _own_timesteps(source, transforms, num_timesteps)
+    else:
+        num_timesteps = 18 if num_timesteps is None else num_timesteps
+        _check_settings(source, transforms, num_timesteps)
+    order = np.random.default_rng(SPLIT_SEED).permutation(source.train)
+    num_validation = round(validation_fraction * len(order))
+    train, validation = np.sort(order[num_validation:]), np.sort(order[:num_validation])
+    return SequenceData(source, transforms, num_timesteps, train, validation, source.test)
+
+
+def _check_settings(source: Source, transforms: tuple[str, ...], num_timesteps: int) -> None:
+    moving = transforms != PLAIN
+    if moving:
+        moving_factors(transforms)
+    fewest = 2 if moving else 1
+    if num_timesteps < fewest:
+        raise UserError(f"expected at least {fewest} timesteps, found {num_timesteps}; raise the number.")
+    height, width = source.pixels.shape[1:3]
+    size = 8 * num_timesteps**2 * height * width  # two int32 per pixel of every rotation at every scale
+    if moving and size > LARGEST_TABLE:
+        raise UserError(
+            f"expected fewer timesteps, found {num_timesteps}, for which the rotations and scales of {height}x{width} "
+            f"pixels take {size / 2**30:.1f} GiB; lower the number or shrink the images."
+        )
+
+
+def _own_timesteps(source: Source, transforms: tuple[str, ...], num_timesteps: int | None) -> int:
+    own = source.pixels.shape[1]
+    if transforms not in (FACTORS, PLAIN):
+        raise UserError(
+            f"expected no transforms of ready sequences, found {', '.join(transforms)} for {source.name}; "
+            "use 'none', or give images."
+        )
+    if num_timesteps not in (None, own):
+        raise UserError(
+            f"expected {own} timesteps, the length of the sequences in {source.name}, found {num_timesteps}; "
+            f"leave it out or give {own}."
+        )
+    return own

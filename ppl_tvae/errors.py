@@ -1,0 +1,16 @@
+"""The one exception for a user's mistake: a sentence that says what was expected, what was found, what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class UserError(ValueError):
+    """Bad input from a user. The command line prints its sentence and exits with code 2; the API raises it."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that is not in a catalogue, with the nearest one that is."""
+    known = sorted(known)
+    nearest = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of {', '.join(known)}."
+    return UserError(f"expected the name of a {kind}, found '{name}'; {hint}")

@@ -1,0 +1,1 @@
+"""Inference in NumPyro, for any program."""

@@ -1,0 +1,145 @@
+"""Stochastic variational inference in NumPyro: a whole chunk of steps is one compiled call.
+
+Batches come in as small plans and are rendered to frames inside the compiled step, so no data crosses from the host.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from numpyro.infer import SVI
+from numpyro.infer.elbo import ELBO
+
+from ppl_tvae.inference.numpyro.device import to_device
+from ppl_tvae.inference.numpyro.objectives import OBJECTIVES
+from ppl_tvae.inference.numpyro.tracing import Trace, program_traces
+from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
+from ppl_tvae.program import Program
+
+Arrays = dict[str, np.ndarray]
+
+
+class SequenceBound(ELBO):
+    """A bound per sequence as the host's loss: minus its mean over sequences, divided by the frames of a sequence."""
+
+    def __init__(self, bound: Callable[[Trace, Trace], jax.Array]) -> None:
+        super().__init__()
+        self.bound = bound
+
+    def loss(self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> jax.Array:
+        """Nats per frame; goes down."""
+        (frames,) = args
+        bounds = self.bound(*program_traces(Program(model, guide), param_map, rng_key, frames))
+        return -jnp.mean(jnp.broadcast_to(bounds, frames.shape[:1])) / frames.shape[1]
+
+
+class Trainer:
+    """Holds the state of a run: parameters, optimiser, random key. `advance` takes it through a chunk of steps."""
+
+    def __init__(
+        self,
+        program: Program,
+        objective: str,
+        optimization: Optimization,
+        render: Callable[[Any, Any], jax.Array],
+        tables: Any,
+        first_plan: Any,
+        seed: int,
+    ) -> None:
+        """render(tables, plan) -> frames, traced into the compiled step; first_plan fixes the shapes of a batch."""
+        self._render, self._tables = render, to_device(tables)
+        self._svi = SVI(program.model, program.guide, _optimizer(optimization), SequenceBound(OBJECTIVES[objective]))
+        key_init, self._evaluation_key = jax.random.split(jax.random.key(seed))
+        self._state = self._svi.init(key_init, render(self._tables, to_device(first_plan)))
+        self._advance = jax.jit(self._steps)
+        self._evaluate = jax.jit(self._mean_loss)
+
+    def advance(self, plans: Any) -> np.ndarray:
+        """Train on plans (steps, batch, ...); the loss of each step, nats per frame, (steps,). One host sync."""
+        num_steps = len(plans[0])
+        # A chunk of any length runs the same compiled loop, so where chunks begin cannot change a single bit.
+        capacity = 1 << max(6, (num_steps - 1).bit_length())
+        padded = type(plans)(*(np.concatenate([a, np.repeat(a[-1:], capacity - num_steps, axis=0)]) for a in plans))
+        self._state, losses = self._advance(self._state, self._tables, to_device(padded), num_steps)
+        return np.asarray(losses)[:num_steps]
+
+    def held_out_loss(self, plans: Any) -> float:
+        """The mean loss over plans (batches, batch, ...), nats per frame, with the same noise at every call."""
+        return float(self._evaluate(self._svi.get_params(self._state), self._tables, to_device(plans)))
+
+    def parameters(self) -> Arrays:
+        """Constrained values by flat name."""
+        return flat_parameters(self._svi.get_params(self._state))
+
+    def state(self) -> Arrays:
+        """Everything exact resumption needs, by name."""
+        leaves = jax.tree_util.tree_flatten_with_path(self._state)[0]
+        return {jax.tree_util.keystr(path): _to_numpy(leaf) for path, leaf in leaves}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take up a state that `state` returned, in this process or another."""
+        leaves, structure = jax.tree_util.tree_flatten_with_path(self._state)
+        restored = [_from_numpy(arrays[jax.tree_util.keystr(path)], leaf) for path, leaf in leaves]
+        self._state = jax.tree_util.tree_unflatten(structure, restored)
+
+    def snapshot(self) -> Any:
+        """The present state, to go back to with `rewind`; costs nothing, since JAX's arrays do not change."""
+        return self._state
+
+    def rewind(self, snapshot: Any) -> None:
+        """Go back to a snapshot."""
+        self._state = snapshot
+
+    def _steps(self, state: Any, tables: Any, plans: Any, num_steps: Any) -> tuple[Any, jax.Array]:
+        def step(index: Any, carry: Any) -> Any:
+            state, losses = carry
+            plan = jax.tree.map(lambda field: field[index], plans)
+            state, loss = self._svi.update(state, self._render(tables, plan))
+            return state, losses.at[index].set(loss)
+
+        losses = jnp.zeros(plans[0].shape[0])
+        return jax.lax.fori_loop(0, num_steps, step, (state, losses))
+
+    def _mean_loss(self, parameters: Any, tables: Any, plans: Any) -> jax.Array:
+        def loss(batch: Any) -> jax.Array:
+            key, plan = batch
+            program = (self._svi.model, self._svi.guide)
+            return self._svi.loss.loss(key, parameters, *program, self._render(tables, plan))
+
+        keys = jax.random.split(self._evaluation_key, plans[0].shape[0])
+        return jnp.mean(jax.lax.map(loss, (keys, plans)))
+
+
+def flat_parameters(parameters: Mapping[str, Any]) -> Arrays:
+    """Parameters by flat name; a parameter that is a tree (flax modules) contributes NAME.path.of.leaf."""
+    leaves = jax.tree_util.tree_flatten_with_path(dict(parameters))[0]
+    return {".".join(_key(part) for part in path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _key(part: Any) -> str:
+    return str(getattr(part, "key", getattr(part, "idx", part)))
+
+
+def _optimizer(optimization: Optimization) -> optax.GradientTransformation:
+    def learning_rate(step: jax.Array) -> jax.Array:
+        return optimization.learning_rate * learning_rate_factor(optimization, step)
+
+    if optimization.method == "adam":
+        method = optax.adam(learning_rate, b1=optimization.momentum)
+    else:
+        method = optax.sgd(learning_rate, momentum=optimization.momentum)
+    clip = optax.clip_by_global_norm(optimization.clip_norm) if optimization.clip_norm else optax.identity()
+    return optax.chain(clip, method)
+
+
+def _to_numpy(leaf: Any) -> np.ndarray:
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+def _from_numpy(array: np.ndarray, like: Any) -> jax.Array:
+    is_key = jnp.issubdtype(like.dtype, jax.dtypes.prng_key)
+    return jax.random.wrap_key_data(jnp.asarray(array)) if is_key else jnp.asarray(array, dtype=like.dtype)

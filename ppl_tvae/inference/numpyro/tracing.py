@@ -1,0 +1,93 @@
+"""What inference asks of a NumPyro program: its traces under given parameters, and log-probabilities per sequence.
+
+Everything here reads the program by tracing it; no site but the observed "x" and no plate but "sequences" is known.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.distributions.distribution import Distribution
+from numpyro.handlers import replay, seed, substitute, trace
+
+from ppl_tvae.errors import UserError
+from ppl_tvae.program import Program
+
+Site = dict[str, Any]
+Trace = Mapping[str, Site]
+PLATE = "sequences"
+OBSERVED = "x"
+
+
+def program_traces(
+    program: Program, parameters: Mapping[str, jax.Array], rng_key: jax.Array, frames: jax.Array
+) -> tuple[Trace, Trace]:
+    """One draw: the trace of the guide, and the trace of the model at the guide's latents."""
+    key_guide, key_model = jax.random.split(rng_key)
+    guide_trace = trace(substitute(seed(program.guide, key_guide), data=dict(parameters))).get_trace(frames)
+    return guide_trace, _replayed(program.model, parameters, key_model, frames, guide_trace)
+
+
+def traces_at(
+    program: Program, parameters: Mapping[str, jax.Array], frames: jax.Array, latents: Mapping[str, jax.Array]
+) -> tuple[Trace, Trace]:
+    """The traces of guide and model at given latents, by site name."""
+    given = {name: {"type": "sample", "value": value, "is_observed": False, "infer": {}} for name, value in latents.items()}
+    unused = jax.random.key(0)  # every latent is given
+    guide_trace = _replayed(program.guide, parameters, unused, frames, given)
+    return guide_trace, _replayed(program.model, parameters, unused, frames, given)
+
+
+def _replayed(
+    function: Callable[[Any], Any],
+    parameters: Mapping[str, jax.Array],
+    rng_key: jax.Array,
+    frames: jax.Array,
+    latents: Trace,
+) -> Trace:
+    return trace(substitute(replay(seed(function, rng_key), latents), data=dict(parameters))).get_trace(frames)
+
+
+def latent_sites(sites: Trace) -> dict[str, Site]:
+    """The random sites that are not observed."""
+    return {name: site for name, site in sites.items() if site["type"] == "sample" and not site["is_observed"]}
+
+
+def observed_sites(sites: Trace) -> dict[str, Site]:
+    """The observed sites."""
+    return {name: site for name, site in sites.items() if site["type"] == "sample" and site["is_observed"]}
+
+
+def per_sequence(site: Site, values: jax.Array) -> jax.Array:
+    """A site's values over its batch shape, summed to one per sequence: (batch,). Raises UserError without the plate.
+
+    A site outside the plate would be counted once per sequence or not at all; either is a wrong bound.
+    """
+    plates = {frame.name: frame.dim for frame in site["cond_indep_stack"]}
+    if PLATE not in plates:
+        raise UserError(
+            f"expected site '{site['name']}' inside the plate '{PLATE}', found it outside; "
+            f"write `with numpyro.plate(\"{PLATE}\", frames.shape[0]):` around it"
+        )
+    axis = values.ndim + plates[PLATE]
+    if axis < 0:
+        raise UserError(
+            f"expected site '{site['name']}' to have the plate '{PLATE}' as a batch dimension, found batch shape "
+            f"{tuple(values.shape)}; mark the other dimensions with .to_event"
+        )
+    return jnp.sum(values, axis=tuple(other for other in range(values.ndim) if other != axis))
+
+
+def log_prob(site: Site) -> jax.Array:
+    """log p(value) of a site, per sequence: (batch,), nats."""
+    fn: Distribution = site["fn"]
+    intermediates = site["intermediates"]
+    values = fn.log_prob(site["value"], intermediates) if intermediates else fn.log_prob(site["value"])
+    return per_sequence(site, values)
+
+
+def log_joint(sites: Trace) -> jax.Array:
+    """The sum over all random sites, observed ones too, per sequence: (batch,), nats."""
+    random = [site for site in sites.values() if site["type"] == "sample"]
+    return sum((log_prob(site) for site in random), start=jnp.zeros(()))

@@ -1,0 +1,1 @@
+"""Inference in Pyro, for any program."""

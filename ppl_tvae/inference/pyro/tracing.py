@@ -1,0 +1,102 @@
+"""What inference asks of a Pyro program: its traces under given parameters, and log-probabilities per sequence.
+
+Everything here reads the program by tracing it; no site but the observed "x" and no plate but "sequences" is known.
+Parameters live in the host's parameter store; `parameters_as` fills it for a while and restores it afterwards.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro.poutine import replay, trace
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ppl_tvae.errors import UserError
+from ppl_tvae.program import Program
+
+Site = dict[str, Any]
+Trace = Any
+PLATE = "sequences"
+OBSERVED = "x"
+
+
+@contextmanager
+def parameters_as(parameters: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the context, the program's parameters have these (constrained) values; the user's store is untouched."""
+    with pyro.get_param_store().scope():
+        for name, value in parameters.items():
+            pyro.get_param_store()[name] = value.detach()
+        yield
+
+
+def program_traces(program: Program, frames: Tensor) -> tuple[Trace, Trace]:
+    """One draw: the trace of the guide, and the trace of the model at the guide's latents."""
+    guide_trace = trace(program.guide).get_trace(frames)
+    return guide_trace, _replayed(program.model, frames, guide_trace)
+
+
+def traces_at(program: Program, frames: Tensor, latents: Mapping[str, Tensor]) -> tuple[Trace, Trace]:
+    """The traces of guide and model at given latents, by site name."""
+    given = pyro.poutine.Trace()
+    for name, value in latents.items():
+        given.add_node(name, type="sample", name=name, value=value, is_observed=False, infer={})
+    return _replayed(program.guide, frames, given), _replayed(program.model, frames, given)
+
+
+def _replayed(function: Callable[[Any], Any], frames: Tensor, latents: Trace) -> Trace:
+    return trace(replay(function, trace=latents)).get_trace(frames)
+
+
+def latent_sites(sites: Trace) -> dict[str, Site]:
+    """The random sites that are not observed."""
+    return {name: site for name, site in _random_sites(sites).items() if not site["is_observed"]}
+
+
+def observed_sites(sites: Trace) -> dict[str, Site]:
+    """The observed sites."""
+    return {name: site for name, site in _random_sites(sites).items() if site["is_observed"]}
+
+
+def per_sequence(site: Site, values: Tensor) -> Tensor:
+    """A site's values over its batch shape, summed to one per sequence: (batch,). Raises UserError without the plate.
+
+    A site outside the plate would be counted once per sequence or not at all; either is a wrong bound.
+    """
+    plates = {frame.name: frame.dim for frame in site["cond_indep_stack"]}
+    if PLATE not in plates:
+        raise UserError(
+            f"expected site '{site['name']}' inside the plate '{PLATE}', found it outside; "
+            f"write `with pyro.plate(\"{PLATE}\", frames.shape[0]):` around it"
+        )
+    axis = values.ndim + plates[PLATE]
+    if axis < 0:
+        raise UserError(
+            f"expected site '{site['name']}' to have the plate '{PLATE}' as a batch dimension, found batch shape "
+            f"{tuple(values.shape)}; mark the other dimensions with .to_event"
+        )
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    return torch.sum(values, dim=others) if others else values
+
+
+def log_prob(site: Site) -> Tensor:
+    """log p(value) of a site, per sequence: (batch,), nats."""
+    return per_sequence(site, site["fn"].log_prob(site["value"]))
+
+
+def log_joint(sites: Trace) -> Tensor:
+    """The sum over all random sites, observed ones too, per sequence: (batch,), nats."""
+    return sum((log_prob(site) for site in _random_sites(sites).values()), start=torch.zeros(()))
+
+
+def _random_sites(sites: Trace) -> dict[str, Site]:
+    """Sample sites, without plates and without the deterministic ones, which Pyro records as samples too."""
+    return {
+        name: site
+        for name, site in sites.nodes.items()
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
+    }

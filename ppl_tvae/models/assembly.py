@@ -1,0 +1,79 @@
+"""From an experiment to its program: the named ones, or the user's own file."""
+
+import importlib.util
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from ppl_tvae.config import Experiment
+from ppl_tvae.errors import UserError
+from ppl_tvae.models import lattice
+from ppl_tvae.program import Program
+
+
+def assemble(experiment: Experiment, backend: str) -> Program:
+    """The program of a resolved experiment, for "numpyro" or "pyro". Raises UserError."""
+    if experiment.program_file is not None:
+        return load_program(experiment.program_file)
+    assert experiment.num_timesteps and experiment.num_capsules and experiment.capsule_dim  # resolved
+    return import_module(f"ppl_tvae.models.{backend}").build(
+        lattice_of(experiment),
+        (experiment.num_timesteps, experiment.num_capsules, experiment.capsule_dim),
+        hidden=experiment.hidden,
+        guide=experiment.guide,
+        prior=experiment.prior,
+        likelihood=experiment.likelihood,
+        mu=experiment.mu,
+        epsilon=experiment.epsilon,
+    )
+
+
+def lattice_of(experiment: Experiment) -> lattice.Lattice | None:
+    """W of a resolved experiment; None for the plain VAE. Raises UserError."""
+    S, D = experiment.num_timesteps, experiment.capsule_dim
+    window, width = experiment.temporal_window, experiment.spatial_width
+    assert S and D
+    if experiment.model == "vae":
+        return None
+    if experiment.lattice:
+        return lattice.from_matrix(_read_matrix(Path(experiment.lattice)), S, D)
+    assert width
+    if experiment.model == "torus":
+        side = round(D**0.5)
+        if side * side != D:
+            raise UserError(f"expected a square number for capsule_dim with model 'torus', found {D}")
+        return lattice.torus(side, side, width)
+    if experiment.model == "static":
+        return lattice.static(S, D, width)
+    assert window
+    if experiment.model == "bubble":
+        return lattice.stationary(S, D, window, width)
+    return lattice.shifting(S, D, window, band=width // 2)
+
+
+def load_program(path: Path) -> Program:
+    """The `model` and `guide` that a user's file exports. Running it is running code. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"expected a program file at '{path}', found none")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"expected a Python file, found '{path}'")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"expected a program in '{path}', found that running it raises {error!r}") from error
+    for name in ("model", "guide"):
+        if not callable(getattr(module, name, None)):
+            raise UserError(f"expected '{path}' to define functions model(frames) and guide(frames), found no {name}")
+    return Program(module.model, module.guide)
+
+
+def _read_matrix(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"expected a lattice matrix at '{path}', found no such file") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"expected a matrix saved with numpy.save at '{path}', found: {error}") from None

@@ -1,0 +1,60 @@
+"""What can be named on the command line, with one line each. Importing it imports neither torch nor jax."""
+
+BACKENDS = {
+    "numpyro": "NumPyro on JAX: a whole chunk of training steps is one compiled call",
+    "pyro": "Pyro on PyTorch",
+}
+
+MODELS = {
+    "tvae": "topographic VAE, shifting coherence: capsules that roll by one position per frame share variance",
+    "bubble": "topographic VAE, stationary coherence: a block of time x space shares variance and does not move",
+    "static": "topographic VAE without temporal coherence: neighbours in space share variance",
+    "torus": "topographic VAE of single frames on a 2-D torus of cells (the paper's figure 3)",
+    "vae": "plain VAE, t = z",
+}
+
+GUIDES = {
+    "mean-field": "the paper's: diagonal normals q(z | x_s) q(u | x_s), an encoder each, frame by frame",
+}
+
+PRIORS = {
+    "normal": "the paper's: independent standard normals",
+}
+
+LIKELIHOODS = {
+    "bernoulli": "binary pixels, a probability; grey pixels are binarised at random, anew in each step",
+    "bernoulli-grey": "grey pixels, the paper's cross-entropy: not a normalised density, compare only with itself",
+    "continuous-bernoulli": "grey pixels, a density on [0, 1]",
+    "normal": "grey pixels, a density: mean sigmoid(logits), one learned scale",
+}
+
+OBJECTIVES = {
+    "elbo": "the evidence lower bound of each sequence, with analytic KL divergences where they exist",
+}
+
+OPTIMIZERS = {
+    "adam": "Adam, learning rate 1e-3 unless given: learns within a few thousand steps",
+    "sgd": "SGD with momentum, learning rate 1e-4 unless given: the paper's, needs hundreds of thousands of steps",
+}
+
+SCHEDULES = {
+    "constant": "the learning rate stays",
+    "cosine": "the learning rate falls to zero over the run, along half a cosine",
+}
+
+ESTIMATORS = {
+    "elbo": "mean over sequences of log w: a lower bound of log p(x)",
+    "iwae": "mean over sequences of logsumexp of K log weights, minus log K: a lower bound that rises with K",
+}
+
+KINDS: dict[str, dict[str, str]] = {
+    "backend": BACKENDS,
+    "model": MODELS,
+    "guide": GUIDES,
+    "prior": PRIORS,
+    "likelihood": LIKELIHOODS,
+    "objective": OBJECTIVES,
+    "optimizer": OPTIMIZERS,
+    "schedule": SCHEDULES,
+    "estimator": ESTIMATORS,
+}

@@ -1,0 +1,60 @@
+"""The networks of the paper: multilayer perceptrons with ReLU, applied frame by frame.
+
+Parameters have flat names with torch's layouts: `NAME.0.weight` (out, in), `NAME.0.bias` (out,), `NAME.2.weight`, ...
+(odd numbers are the ReLUs). Weights start LeCun-normal and biases at zero, which learns in a few hundred steps where
+torch's default uniform initialisation, used by the released code, takes thousands.
+"""
+
+from collections.abc import Callable, Sequence
+
+import pyro
+import torch
+from torch import Tensor
+
+from ppl_tvae.models.initial import shared_normal
+
+# Scales of the guide lie within exp(-LOG_SCALE_BOUND) ... exp(LOG_SCALE_BOUND): an unbounded log-variance ends in NaN.
+LOG_SCALE_BOUND = 7.0
+
+
+def lecun_normal(name: str, shape: tuple[int, int]) -> Callable[[], Tensor]:
+    """Normal draws of variance 1 / fan-in, for a weight of shape (out, in)."""
+
+    def initial() -> Tensor:
+        shared = shared_normal(name, shape)
+        draws = torch.randn(shape) if shared is None else torch.tensor(shared, dtype=torch.get_default_dtype())
+        return draws / shape[1] ** 0.5
+
+    return initial
+
+
+def linear(name: str, x: Tensor, features: int) -> Tensor:
+    """(..., in) -> (..., features)."""
+    weight = pyro.param(f"{name}.weight", lecun_normal(f"{name}.weight", (features, x.shape[-1])))
+    bias = pyro.param(f"{name}.bias", lambda: torch.zeros(features))
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def mlp(name: str, x: Tensor, hidden: Sequence[int], features: int) -> Tensor:
+    """(..., in) -> (..., features) through hidden layers of the given sizes."""
+    for layer, width in enumerate(hidden):
+        x = torch.relu(linear(f"{name}.{2 * layer}", x, width))
+    return linear(f"{name}.{2 * len(hidden)}", x, features)
+
+
+def decoder(t: Tensor, hidden: Sequence[int], frame_shape: Sequence[int]) -> Tensor:
+    """Logits of the pixels: t (batch, S, C, D) -> (batch, S, height, width, channel), each frame by itself."""
+    height, width, channel = frame_shape
+    logits = mlp("decoder", t.reshape(*t.shape[:2], -1), hidden, height * width * channel)
+    return logits.reshape(*t.shape[:2], height, width, channel)
+
+
+def encoder(name: str, frames: Tensor, hidden: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """loc and scale of a latent, (batch, S, C, D) each, from frames (batch, S, height, width, channel).
+
+    The second half of the output is the log-variance while it is small; beyond that it saturates smoothly.
+    """
+    _, capsules, positions = shape
+    outputs = mlp(f"guide.{name}", frames.reshape(*frames.shape[:2], -1), hidden, 2 * capsules * positions)
+    loc, raw = torch.chunk(outputs.reshape(*frames.shape[:2], 2 * capsules, positions), 2, dim=2)
+    return loc, torch.exp(LOG_SCALE_BOUND * torch.tanh(raw / (2 * LOG_SCALE_BOUND)))

@@ -1,0 +1,15 @@
+"""A program: the pair of a model and a guide, the two functions of `frames` that all of inference works on."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+
+class Program(NamedTuple):
+    """`model(frames)` and `guide(frames)`; frames are (batch, time, height, width, channel), values in [0, 1].
+
+    The model observes them at the site "x"; independent sequences lie in the plate "sequences". Inference needs
+    no more than that: which other sites there are it finds out by tracing.
+    """
+
+    model: Callable[[Any], Any]
+    guide: Callable[[Any], Any]

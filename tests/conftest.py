@@ -1,0 +1,11 @@
+"""Shared by all tests."""
+
+import os
+
+# The tests compare arithmetic, not devices; set before either backend is imported.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+# How many standard errors a statistical test allows. With about a hundred such comparisons and fixed seeds, five
+# leaves a false alarm to about one in ten thousand changes of the random streams.
+STANDARD_ERRORS = 5.0

@@ -1,0 +1,81 @@
+"""Plans: pure functions of integers, without replacement within an epoch, uniform in everything else."""
+
+import time
+
+import numpy as np
+import pytest
+
+from ppl_tvae.data.plans import Plan, fixed_plan, training_plan, training_plans
+
+TRAIN = np.arange(100, 150, dtype=np.int32)
+STANDARD_ERRORS = 5  # seeds are fixed: this bounds how lucky they would have to be
+
+
+def assert_same(left: Plan, right: Plan) -> None:
+    for name, a, b in zip(Plan._fields, left, right, strict=True):
+        np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def test_a_step_depends_on_nothing_but_its_arguments() -> None:
+    """Steps asked for out of order, and with others in between, are the steps of an unbroken run."""
+    unbroken = [training_plan(TRAIN, 3, step, 8, 3, 18) for step in range(12)]
+    for step in (11, 0, 7):
+        training_plan(TRAIN, 4, step, 16, 2, 18)
+        assert_same(training_plan(TRAIN, 3, step, 8, 3, 18), unbroken[step])
+
+
+def test_a_chunk_is_its_steps_stacked() -> None:
+    chunk = training_plans(TRAIN, 3, 5, 4, 8, 3, 18)
+    assert chunk.fixed.shape == (4, 8, 3)
+    for number in range(4):
+        assert_same(Plan(*(field[number] for field in chunk)), training_plan(TRAIN, 3, 5 + number, 8, 3, 18))
+
+
+def test_shapes_types_and_ranges() -> None:
+    plan = training_plan(TRAIN, 0, 0, 8, 3, 18)
+    assert {field.dtype for field in plan} == {np.dtype(np.int32)}
+    assert [field.shape for field in plan] == [(8,), (8,), (8,), (8, 3), (8,)]
+    assert np.isin(plan.image, TRAIN).all()
+    for field, size in ((plan.transform, 3), (plan.phase, 18), (plan.fixed, 18)):
+        assert 0 <= field.min() <= field.max() < size
+
+
+@pytest.mark.parametrize("batch_size", [5, 10, 8, 50, 64, 130], ids=str)
+def test_every_image_once_per_epoch(batch_size: int) -> None:
+    """In any batch size, also one that does not divide the epoch or exceeds it."""
+    steps = -(-3 * len(TRAIN) // batch_size)
+    stream = training_plans(TRAIN, 1, 0, steps, batch_size, 3, 18).image.ravel()
+    epochs = stream[: 3 * len(TRAIN)].reshape(3, -1)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), TRAIN)
+    assert not np.array_equal(epochs[0], epochs[1])
+
+
+def test_seeds_and_steps_differ() -> None:
+    words = [training_plan(TRAIN, seed, step, 8, 3, 18).noise for seed in range(3) for step in range(3)]
+    assert len(np.unique(np.concatenate(words))) == 72
+
+
+@pytest.mark.parametrize("field", ["transform", "phase", "fixed"])
+def test_choices_are_uniform(field: str) -> None:
+    size = 3 if field == "transform" else 18
+    drawn = getattr(training_plans(TRAIN, 0, 0, 400, 32, 3, 18), field).ravel()
+    share, expected = np.bincount(drawn, minlength=size) / len(drawn), 1 / size
+    error = np.sqrt(expected * (1 - expected) / len(drawn))
+    assert np.abs(share - expected).max() < STANDARD_ERRORS * error
+
+
+def test_fixed_plans_are_fixed_and_apart() -> None:
+    test, validation = (fixed_plan(TRAIN, tag, 3, 18) for tag in ("test", "validation"))
+    assert_same(test, fixed_plan(TRAIN, "test", 3, 18))
+    np.testing.assert_array_equal(test.image, TRAIN)
+    assert not np.array_equal(test.phase, validation.phase)
+
+
+def test_a_plan_is_cheap() -> None:
+    """The host must not hold up the device: 0.2 ms is asked for, ten times that is an error on any machine."""
+    indices = np.arange(48_000, dtype=np.int32)
+    training_plan(indices, 0, 0, 64, 3, 18)
+    start = time.perf_counter()
+    training_plans(indices, 0, 0, 100, 64, 3, 18)
+    assert (time.perf_counter() - start) / 100 < 2e-3
