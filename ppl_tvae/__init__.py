@@ -11,10 +11,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppl_tvae.comparison import compare as compare
     from ppl_tvae.config import Experiment as Experiment
     from ppl_tvae.errors import UserError as UserError
     from ppl_tvae.evaluation import evaluate as evaluate
-    from ppl_tvae.evaluation import reconstruction_sheet as reconstruction_sheet
+    from ppl_tvae.inference.temperatures import Annealing as Annealing
+    from ppl_tvae.pictures import reconstruction_sheet as reconstruction_sheet
     from ppl_tvae.program import Program as Program
     from ppl_tvae.runs import Run as Run
     from ppl_tvae.runs import open_run as open_run
@@ -25,14 +27,16 @@ _HOMES = {
     "Experiment": "config",
     "UserError": "errors",
     "evaluate": "evaluation",
-    "reconstruction_sheet": "evaluation",
+    "reconstruction_sheet": "pictures",
+    "compare": "comparison",
+    "Annealing": "inference.temperatures",
     "Program": "program",
     "Run": "runs",
     "open_run": "runs",
     "resume": "training",
     "train": "training",
 }
-__all__ = list(_HOMES)  # noqa: PLE0604 - the names above
+__all__ = list(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

@@ -4,13 +4,16 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import Field, fields, replace
+from dataclasses import Field, asdict, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ppl_tvae.config import Experiment, read_toml, setting_type
+from ppl_tvae.config import Experiment, read_settings, read_toml, setting_type
 from ppl_tvae.errors import UserError
 from ppl_tvae.models import catalogue
+
+if TYPE_CHECKING:
+    from ppl_tvae.runs import Run
 
 EXIT_BAD_INPUT, EXIT_DIVERGED, EXIT_INTERRUPTED = 2, 3, 130
 
@@ -21,17 +24,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options.run_command(options)
     except UserError as error:
-        print(f"ppl-tvae: {error}", file=sys.stderr)
-        return EXIT_BAD_INPUT
+        return _told(error, EXIT_BAD_INPUT)
     except RuntimeError as error:
         code = {"Diverged": EXIT_DIVERGED, "Interrupted": EXIT_INTERRUPTED}.get(type(error).__name__)
         if code is None:
             raise
-        print(f"ppl-tvae: {error}", file=sys.stderr)
-        return code
+        return _told(error, code)
+    except OSError as error:
+        found = f"'{error.filename}': {error.strerror}" if error.filename else str(error)
+        return _told(f"expected to be able to read and write what the command needs, found {found}", EXIT_BAD_INPUT)
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return _told("interrupted; what was written before is kept", EXIT_INTERRUPTED)
     return 0
+
+
+def _told(what: Exception | str, code: int) -> int:
+    """One line on stderr, whatever an exception from elsewhere brought into the sentence."""
+    print("ppl-tvae:", " ".join(str(what).split()), file=sys.stderr)
+    return code
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -45,49 +55,65 @@ def _train(options: argparse.Namespace) -> None:
         out = options.out or Path("runs") / f"{Path(experiment.model).stem}-{experiment.backend}"
         run = train(experiment, out)
     measured = [row for row in run.metrics() if "elbo_per_frame" in row]
-    best = max(measured, key=lambda row: row["elbo_per_frame"])
+    first, best = measured[0], max(measured, key=lambda row: row["elbo_per_frame"])
+    values = {
+        "run": str(run.path),
+        "first_elbo_per_frame": first["elbo_per_frame"],
+        "best_elbo_per_frame": best["elbo_per_frame"],
+        "best_step": int(best["step"]),
+        "likelihood": run.experiment.likelihood,
+    }
     _show(
         options,
-        {
-            "run": str(run.path),
-            "first_elbo_per_frame": measured[0]["elbo_per_frame"],
-            "best_elbo_per_frame": best["elbo_per_frame"],
-            "best_step": int(best["step"]),
-            "likelihood": run.experiment.likelihood,
-        },
-        "{run}: held-out ELBO {first_elbo_per_frame:.1f} before training, {best_elbo_per_frame:.1f} at step {best_step} "
-        "(nats per frame, up is better, likelihood {likelihood})",
+        values,
+        f"{run.path}: held-out ELBO {first['elbo_per_frame']:.1f} before training, {best['elbo_per_frame']:.1f} "
+        f"at step {best['step']:.0f} (nats per frame, up is better, likelihood {run.experiment.likelihood})",
     )
 
 
-def _resumed(options: argparse.Namespace, given: dict[str, Any]) -> Any:
-    """Go on with a run; whatever was given beside the number of steps must be what the run has."""
+def _resumed(options: argparse.Namespace, given: dict[str, Any]) -> "Run":
+    """Go on with a run; what was given beside that which may change must be what the run has."""
     from ppl_tvae.runs import open_run
-    from ppl_tvae.training import resume
+    from ppl_tvae.training import CHANGEABLE, resume
 
     if options.out is None:
         raise UserError("expected --out RUN with --resume, found none; name the run directory to go on with")
-    run = open_run(options.out)
+    run, expected, written = open_run(options.out), given, set(given)
     if options.config is not None:
-        experiment = read_toml(options.config)
-        given = {setting.name: getattr(experiment, setting.name) for setting in fields(Experiment)} | given
-    for name, value in given.items():
+        expected = asdict(read_toml(options.config)) | given
+        written |= set(read_settings(options.config))
+    for name, value in expected.items():
         own = getattr(run.experiment, name)
-        if name != "steps" and value is not None and value != own:
+        if name not in CHANGEABLE and value is not None and not _same(name, value, own):
             raise UserError(
-                f"expected the run's own {name} = {own!r} with --resume, found {value!r}; leave it out, or start a new run"
+                f"expected the run's own {name} = {own!r} with --resume, found {value!r}; leave it out, or start a "
+                f"new run"
             )
-    return resume(options.out, steps=given.get("steps"))
+    return resume(options.out, **{name: expected[name] for name in CHANGEABLE if name in written})
+
+
+def _same(setting: str, value: Any, own: Any) -> bool:
+    """Whether a setting has the value that the run has; the user's own files lie elsewhere than the run's copies."""
+    if value == own:
+        return True
+    if setting not in ("model", "lattice", "data") or not (Path(value).is_file() and Path(own).is_file()):
+        return False
+    return Path(value).samefile(own) or (setting != "data" and Path(value).read_bytes() == Path(own).read_bytes())
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from ppl_tvae.evaluation import evaluate
+    from ppl_tvae.inference.temperatures import Annealing
     from ppl_tvae.runs import open_run
+
+    names = ("start", "num_temperatures", "schedule", "num_leapfrog_steps", "num_chains")
+    annealing = {name: value for name in names if (value := getattr(options, name)) is not None}
 
     records = evaluate(
         open_run(options.directory),
         estimators=options.estimators,
         particles=options.particles,
+        annealing=Annealing(**annealing),
         split=options.split,
         max_sequences=options.max_sequences,
         backend=options.backend,
@@ -98,14 +124,36 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(json.dumps(records, indent=2))
         return
     first = records[0]
-    print(f"{first['num_sequences']} {first['split']} sequences, likelihood {first['likelihood']}, {first['unit']} +- s.e.")
+    what = f"{first['num_sequences']} {first['split']} sequences, likelihood {first['likelihood']}"
+    print(f"{what}, {first['unit']} +- standard error")
     for record in records:
-        name = f"{record['estimator']}-{record['num_particles']}" if record["estimator"] == "iwae" else record["estimator"]
-        print(f"  {name:12} {record['value']:10.3f} +- {record['standard_error']:.3f}   {record['side']}")
+        counted = record["estimator"] in ("iwae", "released-is")
+        name = record["estimator"] + (f"-{record['num_particles']}" if counted else "")
+        error = "unknown" if record["standard_error"] is None else f"{record['standard_error']:.3f}"
+        print(f"  {name:15} {record['value']:10.3f} +- {error:7}  {record['side']}")
+    for note, value in {note: value for record in records for note, value in record["notes"].items()}.items():
+        print(
+            f"  {note.replace('_', ' ')}: {value:.3f}"
+            if isinstance(value, float)
+            else f"  {note.replace('_', ' ')}: {value}"
+        )
+
+
+def _compare(options: argparse.Namespace) -> None:
+    from ppl_tvae import comparison
+    from ppl_tvae.runs import open_run
+
+    compared = comparison.compare([open_run(directory) for directory in options.directories])
+    if options.json:
+        print(json.dumps(comparison.as_json(compared), indent=2))
+    elif options.csv:
+        print(comparison.as_csv(compared), end="")
+    else:
+        print(comparison.as_text(compared, markdown=options.markdown))
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from ppl_tvae.evaluation import reconstruction_sheet
+    from ppl_tvae.pictures import reconstruction_sheet
     from ppl_tvae.runs import open_run
 
     path = reconstruction_sheet(open_run(options.directory), backend=options.backend, device=options.device)
@@ -134,14 +182,14 @@ def _data(options: argparse.Namespace) -> None:
         paths = data.fetch(options.name, options.data_dir)
         _show(options, {"files": [str(path) for path in paths]}, "\n".join(str(path) for path in paths))
         return
-    from ppl_tvae.evaluation import data_sheet
+    from ppl_tvae.pictures import data_sheet
 
     path = data_sheet(options.name, options.data_dir, options.transforms, options.sequences, options.out)
     _show(options, {"sheet": str(path)}, str(path))
 
 
 def _show(options: argparse.Namespace, values: dict[str, Any], text: str) -> None:
-    print(json.dumps(values, indent=2) if options.json else text.format(**values))
+    print(json.dumps(values, indent=2) if options.json else text)
 
 
 def _given_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -162,11 +210,21 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = _command(commands, "evaluate", _evaluate, "estimate log p(x) of held-out sequences")
     evaluate.add_argument("directory", type=Path, metavar="RUN")
     evaluate.add_argument("--estimators", type=_list_of(str), default=("elbo", "iwae"), metavar="NAME,...")
-    evaluate.add_argument("--particles", type=_list_of(int), default=(1, 10, 100), metavar="K,...", help="the K of IWAE")
+    evaluate.add_argument("--particles", type=_list_of(int), default=(1, 10, 100), metavar="K,...", help="K of IWAE")
+    evaluate.add_argument("--start", help="ais, sandwich: where chains begin, prior or guide (guide)")
+    evaluate.add_argument("--temperatures", dest="num_temperatures", type=int, metavar="T", help="of ais (200)")
+    evaluate.add_argument("--schedule", help="ais, sandwich: spacing of temperatures, linear or sigmoid (sigmoid)")
+    evaluate.add_argument("--leapfrog-steps", dest="num_leapfrog_steps", type=int, metavar="L", help="per move (10)")
+    evaluate.add_argument("--chains", dest="num_chains", type=int, metavar="M", help="per sequence (1)")
     evaluate.add_argument("--split", default="test", help="train, validation or test")
     evaluate.add_argument("--max-sequences", type=int, default=200, metavar="N", help="the first N (200)")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the draws from the guide")
     _add_place(evaluate)
+
+    compare = _command(commands, "compare", _compare, "estimates of several runs side by side, and paired differences")
+    compare.add_argument("directories", type=Path, nargs="+", metavar="RUN")
+    compare.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    compare.add_argument("--csv", action="store_true", help="print comma-separated values")
 
     figures = _command(commands, "figures", _figures, "draw reconstructions of test sequences")
     figures.add_argument("directory", type=Path, metavar="RUN")

@@ -4,6 +4,7 @@ The command line's options are made from its fields, so a setting is described i
 depend on the model and are filled in by `resolved`; a run directory holds the resolved experiment.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
@@ -29,8 +30,11 @@ class Experiment:
     prior: str = _setting("normal", "the prior of the latents of a named model", kind="prior")
     likelihood: str = _setting("bernoulli", "what the pixels are observed as", kind="likelihood")
     objective: str = _setting("elbo", "the bound that is trained", kind="objective")
+    num_particles: int | None = _setting(None, "draws from the guide per bound, K, in training (elbo 1; others 10)")
+    alpha: float | None = _setting(None, "order of the renyi bound: 0 is iwae, 1 is elbo (0.5)")
+    kl_warmup_steps: int = _setting(0, "of elbo: steps over which the weight of the KL part rises from 0 to 1")
 
-    data: str = _setting("digits", "digits, mnist, fashion-mnist, or the path of your own images or sequences, PATH.npz")
+    data: str = _setting("digits", "digits, mnist, fashion-mnist, or your own images or sequences, PATH.npz")
     data_dir: str = _setting("", "folder that holds the data files (else PPL_TVAE_DATA, else a cache folder)")
     transforms: tuple[str, ...] | None = _setting(None, "what moves, one per sequence: rotation, scale, hue, or none")
     num_timesteps: int | None = _setting(None, "frames in a sequence, S (18; torus 1)")
@@ -68,23 +72,35 @@ class Experiment:
         return Path(self.model) if self.model.endswith(".py") else None
 
     @property
+    def own_files(self) -> tuple[str, ...]:
+        """The settings that are paths here, to the user's own files and folders."""
+        paths = {
+            "model": self.model.endswith(".py"),
+            "data": self.data.endswith(".npz"),
+            "data_dir": bool(self.data_dir),
+            "lattice": bool(self.lattice),
+        }
+        return tuple(name for name, is_path in paths.items() if is_path)
+
+    @property
     def binarize(self) -> bool:
         """Whether frames are binarised: a Bernoulli observes zeros and ones."""
         return self.likelihood == "bernoulli"
 
     def resolved(self) -> "Experiment":
         """Every name and number checked, and the fields that depend on the model filled in. Raises UserError."""
-        _check_names(self)
-        _check_numbers(self)
-        defaults = _defaults_for(self)
-        given = {name: value for name in defaults if (value := getattr(self, name)) is not None}
-        resolved = replace(self, **{**defaults, **given})
-        _check_fit(self, resolved)
+        checked = experiment_from(_without_none(asdict(self)))
+        _check_names(checked)
+        _check_numbers(checked)
+        defaults = _defaults_for(checked)
+        given = {name: value for name in defaults if (value := getattr(checked, name)) is not None}
+        resolved = replace(checked, **{**defaults, **given})
+        _check_fit(checked, resolved)
         return resolved
 
     def to_mapping(self) -> dict[str, Any]:
         """The settings as TOML can hold them; None is left out."""
-        values = {name: value for name, value in asdict(self).items() if value is not None}
+        values = _without_none(asdict(self))
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -102,27 +118,42 @@ def setting_type(setting: Field[Any]) -> tuple[Any, bool]:
 def experiment_from(settings: Mapping[str, Any]) -> Experiment:
     """An experiment from TOML or JSON values, each checked for its type. Raises UserError."""
     known = {setting.name: setting for setting in fields(Experiment)}
-    values = {}
+    values: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in known:
             raise unknown_name("setting", name, known)
-        kind, several = setting_type(known[name])
-        parts = value if several and isinstance(value, list | tuple) else [value]
-        if any(not _is_a(part, kind) for part in parts) or (several and not isinstance(value, list | tuple)):
-            expected = f"a list of {kind.__name__}" if several else kind.__name__
-            raise UserError(f"expected {expected} for the setting '{name}', found {value!r}")
-        values[name] = tuple(kind(part) for part in parts) if several else kind(value)
+        values[name] = _of_its_type(known[name], value)
     return Experiment(**values)
 
 
-def read_toml(path: Path) -> Experiment:
-    """The experiment in a TOML file. Raises UserError if there is none or it cannot be understood."""
+def read_settings(path: Path) -> dict[str, Any]:
+    """What is written in a TOML file, unchecked. Raises UserError if there is none or it is not TOML."""
     try:
-        return experiment_from(tomllib.loads(path.read_text()))
-    except FileNotFoundError:
-        raise UserError(f"expected an experiment in TOML at '{path}', found no such file") from None
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"expected an experiment in TOML at '{path}', found: {error.strerror}; check it") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"expected TOML in '{path}', found a mistake: {error}") from None
+        raise UserError(f"expected TOML in '{path}', found a mistake: {error}; mend it") from None
+
+
+def read_toml(path: Path) -> Experiment:
+    """The experiment in a TOML file; files that it names lie relative to it. Raises UserError."""
+    experiment = experiment_from(read_settings(path))
+    moved = {name: str(path.parent / Path(getattr(experiment, name)).expanduser()) for name in experiment.own_files}
+    return experiment_from(_without_none(asdict(experiment)) | moved)
+
+
+def _without_none(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _of_its_type(setting: Field[Any], value: Any) -> Any:
+    kind, several = setting_type(setting)
+    listed = isinstance(value, list | tuple)
+    if listed != several or not all(_is_a(part, kind) for part in (value if several else [value])):
+        expected = f"a list of {kind.__name__}" if several else kind.__name__
+        raise UserError(f"expected {expected} for the setting '{setting.name}', found {value!r}")
+    return tuple(kind(part) for part in value) if several else kind(value)
 
 
 def _is_a(value: Any, kind: type) -> bool:
@@ -145,11 +176,25 @@ def _check_names(experiment: Experiment) -> None:
 _AT_LEAST = {
     "num_timesteps": 1, "num_capsules": 1, "capsule_dim": 1, "temporal_window": 1, "spatial_width": 1, "steps": 1,
     "batch_size": 1, "warmup_steps": 0, "log_every": 1, "evaluate_every": 1, "validation_sequences": 1, "patience": 0,
-    "seed": 0, "momentum": 0, "clip_norm": 0, "epsilon": 0,
+    "momentum": 0, "clip_norm": 0, "epsilon": 0, "num_particles": 1, "kl_warmup_steps": 0,
 }  # fmt: skip
 
 
+# Seeds beyond 32 bits are cut down by some generators, so that two of them would be one.
+_LARGEST_SEED = 2**32 - 1
+
+
+def check_seed(seed: int) -> None:
+    """Raises UserError unless every generator in use tells this seed from all others."""
+    if not 0 <= seed <= _LARGEST_SEED:
+        raise UserError(f"expected a seed between 0 and {_LARGEST_SEED}, found {seed}")
+
+
 def _check_numbers(experiment: Experiment) -> None:
+    check_seed(experiment.seed)
+    for name, value in _without_none(asdict(experiment)).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"expected a finite {name}, found {value}")
     for name, least in _AT_LEAST.items():
         value = getattr(experiment, name)
         if value is not None and not value >= least:
@@ -158,7 +203,7 @@ def _check_numbers(experiment: Experiment) -> None:
         raise UserError(f"expected validation_fraction between 0 and 1, found {experiment.validation_fraction}")
     if not experiment.momentum < 1:
         raise UserError(f"expected momentum below 1, found {experiment.momentum}")
-    if experiment.learning_rate is not None and not 0 < experiment.learning_rate < float("inf"):
+    if experiment.learning_rate is not None and not experiment.learning_rate > 0:
         raise UserError(f"expected a positive learning_rate, found {experiment.learning_rate}")
     if any(width < 1 for width in experiment.hidden):
         raise UserError(f"expected hidden layers of at least one unit, found {experiment.hidden}")
@@ -172,7 +217,10 @@ def _defaults_for(experiment: Experiment) -> dict[str, Any]:
         "transforms": ("none",) if torus else ("rotation", "scale", "hue"),
         "num_timesteps": timesteps,
         "learning_rate": {"adam": 1e-3, "sgd": 1e-4}[experiment.optimizer],
+        "num_particles": 1 if experiment.objective == "elbo" else 10,
     }
+    if experiment.objective == "renyi":
+        defaults["alpha"] = 0.5
     if experiment.program_file is None:
         defaults |= {"num_capsules": 1 if torus else 18, "capsule_dim": 324 if torus else 18}
     if experiment.model in ("tvae", "bubble", "static", "torus"):
@@ -205,5 +253,19 @@ def _check_fit(given: Experiment, resolved: Experiment) -> None:
             raise UserError(f"expected no {name} with {which}, which does not use it; found {getattr(given, name)}")
     if given.model == "torus" and resolved.num_timesteps != 1:
         raise UserError(f"expected num_timesteps 1 with model 'torus' (single frames), found {resolved.num_timesteps}")
+    _check_objective(resolved)
     if resolved.warmup_steps >= resolved.steps:
         raise UserError(f"expected fewer warmup_steps than the {resolved.steps} steps, found {resolved.warmup_steps}")
+
+
+def _check_objective(resolved: Experiment) -> None:
+    objective, steps = resolved.objective, resolved.steps
+    if resolved.alpha is not None and objective != "renyi":
+        raise UserError(f"expected alpha only with objective 'renyi', found {resolved.alpha} with '{objective}'")
+    if resolved.kl_warmup_steps and objective != "elbo":
+        raise UserError(
+            f"expected kl_warmup_steps only with objective 'elbo', whose bound has a KL part of its own, "
+            f"found {resolved.kl_warmup_steps} with '{objective}'"
+        )
+    if resolved.kl_warmup_steps >= steps:
+        raise UserError(f"expected fewer kl_warmup_steps than the {steps} steps, found {resolved.kl_warmup_steps}")

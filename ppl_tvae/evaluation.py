@@ -1,41 +1,56 @@
-"""Asking a trained run: likelihood estimates and reconstructions, in either backend."""
+"""Asking a trained run how likely held-out sequences are, in either backend."""
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from ppl_tvae.data import Plan, SequenceData, open_data, render
-from ppl_tvae.diagnostics.contact_sheet import contact_sheet
+from ppl_tvae.config import check_seed
+from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.errors import UserError, unknown_name
-from ppl_tvae.inference import bounds
+from ppl_tvae.inference import bounds, reliability
+from ppl_tvae.inference.temperatures import Annealing, check_annealing
 from ppl_tvae.models import catalogue
-from ppl_tvae.models.assembly import assemble
 from ppl_tvae.runs import Run
-from ppl_tvae.training import data_of, renderer
+from ppl_tvae.trained import evaluator
+from ppl_tvae.training import data_of
 
 SPLITS = ("train", "validation", "test")
 _SEQUENCES_PER_BATCH = 8
+_LOWER, _UPPER = "lower bound of log p(x)", "upper bound of log p(x)"
+_OF_WEIGHTS = ("elbo", "iwae", "log-evidence")
 
 
-@contextmanager
-def evaluator(run: Run, data: SequenceData, backend: str | None, device: str, seed: int) -> Iterator[Any]:
-    """The run's program with its best parameters, in its own backend or the other one. Raises UserError."""
-    name = backend or run.experiment.backend
-    if name not in catalogue.BACKENDS:
-        raise unknown_name("backend", name, catalogue.BACKENDS)
-    modules = [import_module(f"ppl_tvae.inference.{name}.{part}") for part in ("device", "evaluator")]
-    with modules[0].on_device(device, run.experiment.precision):
-        program, parameters = assemble(run.experiment, name), run.parameters()
-        yield modules[1].Evaluator(
-            program, parameters, renderer(run.experiment), data.tables, run.experiment.precision, seed
-        )
+class _Request(NamedTuple):
+    """Everything that determines the numbers, beside the run itself."""
+
+    estimators: Sequence[str]
+    particles: Sequence[int]
+    annealing: Annealing
+    split: str
+    max_sequences: int
+    seed: int
+
+    def check(self) -> None:
+        """Raises UserError."""
+        if not self.estimators:
+            raise UserError(f"expected at least one estimator, found none; choose of {', '.join(catalogue.ESTIMATORS)}")
+        for name in self.estimators:
+            if name not in catalogue.ESTIMATORS:
+                raise unknown_name("estimator", name, catalogue.ESTIMATORS)
+        if self.split not in SPLITS:
+            raise unknown_name("split", self.split, SPLITS)
+        if not self.particles or min(self.particles) < 1:
+            raise UserError(f"expected numbers of particles of at least 1, found {list(self.particles)}")
+        if "log-evidence" in self.estimators and max(self.particles) < 2:
+            raise UserError(f"expected at least 2 particles for log-evidence, found {max(self.particles)}")
+        if self.max_sequences < 1:
+            raise UserError(f"expected max_sequences of at least 1, found {self.max_sequences}")
+        check_annealing(self.annealing)
+        check_seed(self.seed)
 
 
 def evaluate(
@@ -43,89 +58,175 @@ def evaluate(
     *,
     estimators: Sequence[str] = ("elbo", "iwae"),
     particles: Sequence[int] = (1, 10, 100),
+    annealing: Annealing = Annealing(),  # noqa: B008 - a tuple of plain values
     split: str = "test",
     max_sequences: int = 200,
+    seed: int = 0,
     backend: str | None = None,
     device: str = "auto",
-    seed: int = 0,
     quiet: bool = False,
 ) -> list[dict[str, Any]]:
-    """Estimates of log p(x) on whole sequences, nats per frame with a standard error over sequences.
+    """Estimates of log p(x) of whole sequences, nats per frame with a standard error over sequences.
 
-    particles: the K of each IWAE bound; the largest is the number of weights drawn, and the ELBO is the mean of their
-    logarithms. The records go to evaluation.json too. Raises UserError.
+    particles: the K of each IWAE bound and of released-is; the largest is the number of weights drawn, and the ELBO is
+    the mean of their logarithms. annealing: of ais and sandwich. docs/likelihoods.md defines each estimator.
+    Each record goes to evaluation.json as soon as it is there, with every setting needed to repeat it and the value of
+    each sequence, for paired comparisons. After Ctrl-C the records are those of the sequences done by then.
+    Raises UserError.
     """
-    _check(estimators, particles, split, max_sequences)
-    data, started = data_of(run.experiment), time.perf_counter()
+    request = _Request(estimators, particles, annealing, split, max_sequences, seed)
+    request.check()
+    data = data_of(run.experiment)
     plan = _plan_of(data, split, max_sequences)
+    records = []
     with evaluator(run, data, backend, device, seed) as ready:
-        log_weights = _log_weights(ready, plan, max(particles), quiet)
-    settings = {
-        "split": split,
-        "num_sequences": log_weights.shape[1],
-        "likelihood": run.experiment.likelihood,
-        "backend": backend or run.experiment.backend,
-        "seed": seed,
-    }
-    records = [_record(name, k, values, data, settings) for name, k, values in _values(estimators, particles, log_weights)]
-    for record in records:
-        record["seconds"] = round(time.perf_counter() - started, 1)
-        run.add_evaluation(record)
+        for estimate in _estimates(ready, plan, request, quiet):
+            record = _record(estimate, run, data, request) | {"backend": backend or run.experiment.backend}
+            run.add_evaluation(record)
+            records.append(record)
     return records
 
 
-def reconstruction_sheet(run: Run, num_sequences: int = 6, backend: str | None = None, device: str = "auto") -> Path:
-    """A PNG in the run's figures: test sequences, and below each what the model makes of the guide's latents."""
-    data = data_of(run.experiment)
-    plan = data.test_plan(num_sequences)
-    with evaluator(run, data, backend, device, seed=0) as ready:
-        pairs = np.stack([ready.frames(plan), ready.reconstruct(plan)], axis=1)
-    rows = [text for label in _row_labels(data, plan) for text in (label, "reconstruction")]
-    path = run.figure("reconstructions.png")
-    title = f"{run.experiment.model} on {run.experiment.data}: test sequences, and E[x | latents drawn from the guide]"
-    contact_sheet(np.clip(pairs.reshape(-1, *pairs.shape[2:]), 0, 1), rows, path, title)
-    return path
+class _Estimate(NamedTuple):
+    """One number to report: its name, its settings, and a value per sequence in nats per sequence."""
+
+    estimator: str
+    settings: dict[str, Any]
+    side: str
+    values: np.ndarray
+    seconds: float
+    notes: dict[str, Any]
 
 
-def _log_weights(ready: Any, plan: Plan, num_particles: int, quiet: bool) -> np.ndarray:
-    """(num_particles, sequences), float64."""
-    parts = [Plan(*(field[start : start + _SEQUENCES_PER_BATCH] for field in plan)) for start in _starts(plan)]
-    bar = tqdm(enumerate(parts), total=len(parts), unit="batch", disable=True if quiet else None)
-    drawn = [ready.log_weights(part, index, num_particles) for index, part in bar]
-    return np.concatenate(drawn, axis=1).astype(np.float64)
+def _estimates(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterator[_Estimate]:
+    asked = request.estimators
+    if any(name in asked for name in _OF_WEIGHTS):
+        yield from _from_weights(ready, plan, request, quiet)
+    if "released-is" in asked:
+        yield from _released(ready, plan, request, quiet)
+    if "ais" in asked:
+        yield from _annealed(ready, plan, request.annealing, quiet)
+    if "sandwich" in asked:
+        yield from _sandwich(ready, plan, request.annealing, quiet)
 
 
-def _starts(plan: Plan) -> range:
-    return range(0, len(plan.image), _SEQUENCES_PER_BATCH)
+def _from_weights(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterator[_Estimate]:
+    """ELBO, IWAE-K and log-evidence from one set of draws."""
+    drawn = max(request.particles)
+    parts, seconds = _collect(plan, lambda part, index, _: ready.log_weights(part, index, drawn), "weights", 1, quiet)
+    log_weights = np.concatenate(parts, axis=1).astype(np.float64)
+    if "elbo" in request.estimators:
+        yield _Estimate("elbo", {"num_particles": drawn}, _LOWER, bounds.elbo(log_weights), seconds, {})
+    if "iwae" in request.estimators:
+        trust = _trust(log_weights)
+        for k in sorted(set(request.particles)):
+            values = bounds.iwae_bound(log_weights, k)
+            yield _Estimate("iwae", {"num_particles": k, "num_drawn": drawn}, _LOWER, values, seconds, trust)
+    if "log-evidence" in request.estimators:
+        values, bias = bounds.jackknifed_log_evidence(log_weights)
+        notes = {"mean_bias_removed": float(np.mean(-bias))} | _trust(log_weights)
+        yield _Estimate("log-evidence", {"num_particles": drawn}, "no bound (jackknife)", values, seconds, notes)
 
 
-def _values(
-    estimators: Sequence[str], particles: Sequence[int], log_weights: np.ndarray
-) -> Iterator[tuple[str, int, np.ndarray]]:
-    """(estimator, K, one value per sequence in nats) for everything that was asked."""
-    if "elbo" in estimators:
-        yield "elbo", log_weights.shape[0], bounds.elbo(log_weights)
-    if "iwae" in estimators:
-        for k in sorted(set(particles)):
-            yield "iwae", k, bounds.iwae_bound(log_weights, k)
-
-
-def _record(
-    estimator: str, num_particles: int, values: np.ndarray, data: SequenceData, settings: dict[str, Any]
-) -> dict[str, Any]:
-    per_frame = values / data.num_timesteps
-    value = float(per_frame.mean())
-    normalised = settings["likelihood"] != "bernoulli-grey"
-    bits = -value / math.log(2) / math.prod(data.frame_shape) if normalised else None
+def _trust(log_weights: np.ndarray) -> dict[str, Any]:
+    khats, sizes = reliability.khat(log_weights), bounds.effective_sample_size(log_weights)
+    known = khats[np.isfinite(khats)]
     return {
-        "estimator": estimator,
-        "num_particles": num_particles,
-        "side": "lower bound of log p(x)" if normalised else "lower bound of a score that is no log-density",
-        "unit": "nats per frame",
+        "khat_quantiles": [round(float(q), 2) for q in np.quantile(known, (0.1, 0.5, 0.9))] if len(known) else None,
+        "median_effective_sample_size": round(float(np.median(sizes)), 2),
+        "verdict": reliability.verdict(khats, sizes, len(log_weights)),
+    }
+
+
+def _released(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterator[_Estimate]:
+    for k in sorted(set(request.particles)):
+
+        def draw(part: Plan, index: int, _: Any, k: int = k) -> np.ndarray:
+            return ready.log_weights(part, index, k, per_frame=True)
+
+        parts, seconds = _collect(plan, draw, "released-is", 1, quiet)
+        per_frame = np.concatenate(parts, axis=1).astype(np.float64)
+        values = bounds.released_is(per_frame) * per_frame.shape[2]
+        yield _Estimate(
+            "released-is", {"num_particles": k}, "NO bound (the released code's score)", values, seconds, {}
+        )
+
+
+def _annealed(ready: Any, plan: Plan, annealing: Annealing, quiet: bool) -> Iterator[_Estimate]:
+    def draw(part: Plan, index: int, progress: Any) -> Any:
+        return ready.annealed(part, index, annealing, progress)
+
+    walks, seconds = _collect(plan, draw, "ais", 2 * (annealing.num_temperatures - 2), quiet)
+    log_weights = np.concatenate([walk.log_weights for walk in walks], axis=1).astype(np.float64)
+    settings, notes = annealing._asdict(), _moves(walks)
+    yield _Estimate("ais", settings, f"stochastic {_LOWER}", bounds.log_mean_exp(log_weights), seconds, notes)
+
+
+def _sandwich(ready: Any, plan: Plan, annealing: Annealing, quiet: bool) -> Iterator[_Estimate]:
+    def draw(part: Plan, index: int, progress: Any) -> Any:
+        return ready.bracketed(part, index, annealing, progress)
+
+    pairs, seconds = _collect(plan, draw, "sandwich", 3 * (annealing.num_temperatures - 2), quiet)
+    forward = np.concatenate([pair[0].log_weights for pair in pairs], axis=1).astype(np.float64)
+    backward = np.concatenate([pair[1].log_weights for pair in pairs], axis=1).astype(np.float64)
+    lower, upper = bounds.log_mean_exp(forward), -bounds.log_mean_exp(-backward)
+    gap = {
+        "mean_gap_nats_per_sequence": float(np.mean(upper - lower)),
+        "gap_standard_error": float(bounds.standard_error(upper - lower)),
+        "data": "simulated from the model",
+    }
+    settings, notes = annealing._asdict(), gap | _moves([pair[0] for pair in pairs])
+    yield _Estimate("sandwich-lower", settings, f"stochastic {_LOWER}", lower, seconds, notes)
+    yield _Estimate("sandwich-upper", settings, f"stochastic {_UPPER}", upper, seconds, notes)
+
+
+def _moves(walks: Sequence[Any]) -> dict[str, Any]:
+    rates = np.concatenate([walk.acceptance_rates for walk in walks])
+    if not len(rates):
+        return {}
+    return {"acceptance_rate": round(float(rates.mean()), 3), "lowest_acceptance_rate": round(float(rates.min()), 3)}
+
+
+def _collect(
+    plan: Plan, draw: Callable[[Plan, int, Any], Any], name: str, ticks_per_batch: int, quiet: bool
+) -> tuple[list[Any], float]:
+    """draw(part, index, progress) for each batch of the plan; on Ctrl-C what is done so far, if anything is."""
+    starts, started = range(0, len(plan.image), _SEQUENCES_PER_BATCH), time.perf_counter()
+    done: list[Any] = []
+    with tqdm(total=len(starts) * max(1, ticks_per_batch), desc=name, disable=True if quiet else None) as bar:
+        try:
+            for index, start in enumerate(starts):
+                part = Plan(*(field[start : start + _SEQUENCES_PER_BATCH] for field in plan))
+                done.append(draw(part, index, bar.update))
+                bar.update((index + 1) * max(1, ticks_per_batch) - bar.n)
+        except KeyboardInterrupt:
+            if not done:
+                raise
+    return done, time.perf_counter() - started
+
+
+def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request) -> dict[str, Any]:
+    experiment, per_frame = run.experiment, estimate.values / data.num_timesteps
+    value = float(per_frame.mean())
+    normalised = experiment.likelihood != "bernoulli-grey"
+    bits = -value / math.log(2) / math.prod(data.frame_shape)
+    return {
+        "estimator": estimate.estimator,
+        **estimate.settings,
         "value": value,
-        "standard_error": float(bounds.standard_error(per_frame)),
-        "bits_per_dimension": bits,
-        **settings,
+        "standard_error": float(bounds.standard_error(per_frame)) if len(per_frame) > 1 else None,
+        "unit": "nats per frame",
+        "side": estimate.side if normalised else f"{estimate.side}, but of a score that is no log-density",
+        "bits_per_dimension": bits if normalised and not estimate.estimator.startswith("sandwich") else None,
+        "likelihood": experiment.likelihood,
+        "data": experiment.data,
+        "split": request.split,
+        "num_sequences": len(per_frame),
+        "num_timesteps": data.num_timesteps,
+        "seed": request.seed,
+        "notes": estimate.notes,
+        "seconds": round(estimate.seconds, 1),
+        "per_sequence": [round(float(nats), 4) for nats in per_frame],
     }
 
 
@@ -136,30 +237,3 @@ def _plan_of(data: SequenceData, split: str, limit: int) -> Plan:
         return data.validation_plan(limit)
     first = data.train_plans(0, 0, 1, min(limit, len(data.train)))
     return Plan(*(field[0] for field in first))
-
-
-def _check(estimators: Sequence[str], particles: Sequence[int], split: str, max_sequences: int) -> None:
-    for name in estimators:
-        if name not in catalogue.ESTIMATORS:
-            raise unknown_name("estimator", name, catalogue.ESTIMATORS)
-    if split not in SPLITS:
-        raise unknown_name("split", split, SPLITS)
-    if not particles or min(particles) < 1:
-        raise UserError(f"expected numbers of particles of at least 1, found {list(particles)}")
-    if max_sequences < 1:
-        raise UserError(f"expected max_sequences of at least 1, found {max_sequences}")
-
-
-def data_sheet(
-    name: str, data_dir: Path | None, transforms: Sequence[str] | None, num_sequences: int, path: Path
-) -> Path:
-    """A PNG of test sequences of a data set, as the programs see them, grey. Raises UserError."""
-    data = open_data(name, data_dir, **({"transforms": tuple(transforms)} if transforms else {}))
-    plan = data.test_plan(num_sequences)
-    contact_sheet(render(data.tables, plan), _row_labels(data, plan), path, f"{name}, test sequences")
-    return path
-
-
-def _row_labels(data: SequenceData, plan: Plan) -> list[str]:
-    names = [data.transforms[index] for index in plan.transform]
-    return [f"{label}, {name}" for label, name in zip(data.labels[plan.image], names, strict=True)]

@@ -1,6 +1,6 @@
 """A run directory: the experiment, its parameters, what exact resumption needs, metrics and results.
 
-    config.toml              the whole experiment, resolved
+    config.toml              the whole experiment, resolved; files that it names lie relative to it
     program.py, lattice.npy  copies of the user's own files, where the experiment names any
     parameters.safetensors   the best parameters so far, flat names
     state/                   the last two checkpoints, each named by its step and the digest of its content
@@ -14,7 +14,9 @@ is no pickle anywhere: opening a stranger's run executes nothing (a program.py i
 
 import csv
 import hashlib
+import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -33,8 +35,11 @@ from ppl_tvae.config import Experiment, read_toml
 from ppl_tvae.errors import UserError
 
 Arrays = dict[str, np.ndarray]
+# What an estimate found, as opposed to what was asked: two records that differ only in these are the same question.
+_RESULTS = ("value", "standard_error", "bits_per_dimension", "notes", "seconds", "per_sequence")
 METRICS = ("step", "loss", "elbo_per_frame", "learning_rate", "frames_per_second", "seconds")
-_KEPT_CHECKPOINTS = 2
+# The run's copies of the user's own files, by the setting that names them.
+OWN_COPIES = {"model": "program.py", "lattice": "lattice.npy"}
 
 
 @dataclass(frozen=True)
@@ -55,43 +60,55 @@ class Run:
 
     def save_parameters(self, parameters: Mapping[str, np.ndarray]) -> None:
         """Write the best parameters so far."""
-        with _told(self.path):
+        with writing_to(self.path):
             _write(self.path / "parameters.safetensors", save_tensors(_contiguous(parameters)))
 
     def parameters(self) -> Arrays:
         """The best parameters so far, by flat name. Raises UserError if there are none or the file is damaged."""
         path = self.path / "parameters.safetensors"
+        content = _read(path)
+        if content is None:
+            raise UserError(f"expected trained parameters in '{self.path}', found none; train the run first")
         try:
-            return load_tensors(path.read_bytes())
-        except FileNotFoundError:
-            raise UserError(f"expected trained parameters in '{self.path}', found none; train the run first") from None
+            return load_tensors(content)
         except SafetensorError as error:
-            raise UserError(f"expected parameters in '{path}', found a damaged file ({error})") from None
+            raise UserError(f"expected parameters in '{path}', found a damaged file ({error}); train again") from None
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Write a state; older ones but the last two go."""
+        """Write a state; it and the one before it stay, all others go."""
         metadata = {"progress": json.dumps({"step": checkpoint.step, **checkpoint.progress})}
         content = save_tensors(_contiguous(checkpoint.arrays), metadata=metadata)
-        name = f"{checkpoint.step:09d}-{_digest(content)}.safetensors"
-        with _told(self.path):
-            (self.path / "state").mkdir(exist_ok=True)
-            _write(self.path / "state" / name, content)
-            for old in self._checkpoint_files()[_KEPT_CHECKPOINTS:]:
-                old.unlink()
+        place = self.path / "state" / f"{checkpoint.step:09d}-{_digest(content)}.safetensors"
+        with writing_to(self.path):
+            place.parent.mkdir(exist_ok=True)
+            _write(place, content)
+            # Later ones are damaged, or the run would have gone on from them.
+            before = [path for path in self._checkpoint_files() if path.name[:9] < place.name[:9]]
+            for path in set(place.parent.glob("*.safetensors*")) - {place, *before[:1]}:
+                path.unlink()
 
     def checkpoint(self) -> Checkpoint | None:
-        """The newest state whose content agrees with its digest; torn or truncated ones are passed over."""
-        for path in self._checkpoint_files():
-            content = path.read_bytes()
-            if path.stem.split("-")[1] == _digest(content):
-                progress = json.loads(_metadata(content)["progress"])
-                return Checkpoint(progress.pop("step"), load_tensors(content), progress)
+        """The newest state whose content agrees with its digest; torn or truncated ones are passed over.
+
+        None for a run that was ended before its first step. Raises UserError where steps were done and no whole state
+        is left: beginning again would overwrite what the run has.
+        """
+        files = self._checkpoint_files()
+        for path in files:
+            if (checkpoint := _read_checkpoint(path)) is not None:
+                return checkpoint
+        if files or any(row["step"] > 0 for row in self.metrics()):
+            raise UserError(
+                f"expected a whole state to go on from in '{self.path / 'state'}', found "
+                f"{f'{len(files)} damaged' if files else 'none'}; the best parameters can be evaluated still, but "
+                f"training has to begin anew in another directory"
+            )
         return None
 
     def add_metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row to metrics.csv."""
         path = self.path / "metrics.csv"
-        with _told(self.path), path.open("a", newline="") as file:
+        with writing_to(self.path), path.open("a", newline="") as file:
             writer = csv.DictWriter(file, METRICS)
             if file.tell() == 0:
                 writer.writeheader()
@@ -99,97 +116,142 @@ class Run:
 
     def metrics(self) -> list[dict[str, float]]:
         """The rows of metrics.csv; a value that was not measured at a row is absent from it."""
-        path = self.path / "metrics.csv"
-        if not path.exists():
-            return []
-        with path.open(newline="") as file:
-            rows = [row for row in csv.DictReader(file) if None not in row.values()]  # a torn last line is passed over
-        return [{name: float(value) for name, value in row.items() if value != ""} for row in rows]
+        rows = [[text for text in row.items() if text[1]] for row in self._whole_rows()]
+        return [{name: float(value) for name, value in row} for row in rows]
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop the rows that a resumed run will write again."""
-        rows = [row for row in self.metrics() if row["step"] <= step]
-        (self.path / "metrics.csv").unlink(missing_ok=True)
-        for row in rows:
-            self.add_metrics({**row, "step": int(row["step"])})
+        """Drop the rows that a resumed run will write again, and a torn last line."""
+        kept = [row for row in self._whole_rows() if int(row["step"]) <= step]
+        content = io.StringIO(newline="")
+        writer = csv.DictWriter(content, METRICS)
+        writer.writeheader()
+        writer.writerows(kept)
+        with writing_to(self.path):
+            _write(self.path / "metrics.csv", content.getvalue().encode())
 
     def add_evaluation(self, record: Mapping[str, Any]) -> None:
         """Append a record to evaluation.json; one with the same settings is replaced."""
-        results = ("value", "standard_error", "bits_per_dimension", "seconds")
-        settings = {name: value for name, value in record.items() if name not in results}
+        settings = {name: value for name, value in record.items() if name not in _RESULTS}
         kept = [old for old in self.evaluations() if any(old.get(name) != value for name, value in settings.items())]
-        with _told(self.path):
-            _write(self.path / "evaluation.json", json.dumps([*kept, dict(record)], indent=2).encode())
+        with writing_to(self.path):
+            lines = ",\n".join(json.dumps(each) for each in [*kept, dict(record)])
+            _write(self.path / "evaluation.json", f"[\n{lines}\n]\n".encode())
 
     def evaluations(self) -> list[dict[str, Any]]:
-        """The records of evaluation.json."""
+        """The records of evaluation.json. Raises UserError if the file is damaged."""
         path = self.path / "evaluation.json"
-        return json.loads(path.read_text()) if path.exists() else []
+        try:
+            return json.loads(_read(path) or b"[]")
+        except ValueError as error:
+            raise UserError(f"expected JSON in '{path}', found a mistake: {error}; mend or remove the file") from None
 
     def figure(self, name: str) -> Path:
         """The path of a figure; its folder exists afterwards."""
-        with _told(self.path):
+        with writing_to(self.path):
             (self.path / "figures").mkdir(exist_ok=True)
         return self.path / "figures" / name
 
-    def with_steps(self, steps: int) -> "Run":
-        """The same run, to be trained to another number of steps."""
-        run = Run(self.path, replace(self.experiment, steps=steps))
-        _write_config(run)
-        return run
+    def save_config(self) -> None:
+        """Write the experiment: the run's own copies by name alone, so that the directory can be moved."""
+        settings = self.experiment.to_mapping()
+        for setting in self.experiment.own_files:
+            settings[setting] = OWN_COPIES.get(setting, os.path.abspath(os.path.expanduser(settings[setting])))
+        with writing_to(self.path):
+            _write(self.path / "config.toml", tomli_w.dumps(settings).encode())
 
     def _checkpoint_files(self) -> list[Path]:
         """Newest first."""
         return sorted((self.path / "state").glob("*-*.safetensors"), reverse=True)
 
+    def _whole_rows(self) -> list[dict[str, str]]:
+        """The rows of metrics.csv as text; a last line without its end was torn. Raises UserError for other damage."""
+        path = self.path / "metrics.csv"
+        whole = (_read(path) or b"").decode(errors="replace").rpartition("\n")[0]
+        rows = list(csv.DictReader(whole.splitlines()))
+        for number, row in enumerate(rows, start=2):
+            if not _is_measured(row):
+                raise UserError(
+                    f"expected the columns {', '.join(METRICS)} in '{path}', found line {number} otherwise; mend it"
+                )
+        return rows
+
+
+def check_new(path: Path) -> None:
+    """Raises UserError unless a run can be made at `path`."""
+    with writing_to(path):
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(
+                f"expected a new directory for the run, found that '{path}' exists; choose another --out, or go on "
+                f"with it by --resume"
+            )
+
 
 def create_run(path: Path, experiment: Experiment) -> Run:
     """A new run directory for a resolved experiment, with copies of the user's own files. Raises UserError."""
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(
-            f"expected a new directory for the run, found that '{path}' exists; choose another --out, or --resume it"
-        )
-    with _told(path):
+    check_new(path)
+    with writing_to(path):
         path.mkdir(parents=True, exist_ok=True)
         run = Run(path, _with_own_files(experiment, path))
-        _write_config(run)
+        run.save_config()
     return run
 
 
-def open_run(path: Path) -> Run:
+def open_run(path: Path | str) -> Run:
     """An existing run directory. Raises UserError if it is not one."""
-    if not (path / "config.toml").is_file():
-        raise UserError(f"expected a run directory with a config.toml, found none at '{path}'")
+    path = Path(path)
+    if _read(path / "config.toml") is None:
+        raise UserError(f"expected a run directory with a config.toml, found none at '{path}'; check the path")
     return Run(path, read_toml(path / "config.toml").resolved())
 
 
 def _with_own_files(experiment: Experiment, path: Path) -> Experiment:
     """Copies of program and lattice, so that the run stays what it was when the originals are edited."""
-    copies = {"lattice": (experiment.lattice, "lattice.npy"), "model": (experiment.program_file, "program.py")}
-    for setting, (source, name) in copies.items():
-        if source:
-            if not Path(source).is_file():
-                raise UserError(f"expected a file at '{source}' for the setting '{setting}', found none")
-            shutil.copyfile(source, path / name)
-            experiment = replace(experiment, **{setting: str(path / name)})
-    return experiment
-
-
-def _write_config(run: Run) -> None:
-    with _told(run.path):
-        _write(run.path / "config.toml", tomli_w.dumps(run.experiment.to_mapping()).encode())
+    copies: dict[str, Any] = {}
+    for setting in experiment.own_files:
+        if setting in OWN_COPIES:
+            copies[setting] = str(path / OWN_COPIES[setting])
+            shutil.copyfile(getattr(experiment, setting), copies[setting])
+    return replace(experiment, **copies)
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def writing_to(path: Path) -> Iterator[None]:
     """A full disk or a missing permission, as a sentence."""
     try:
         yield
     except OSError as error:
         raise UserError(
-            f"expected to be able to write to '{path}', found: {error.strerror}; what was written before is kept, "
-            f"make room or choose another --out"
+            f"expected to be able to write to '{path}', found: {error.strerror or error}; what was written before is "
+            f"kept: make room or permit it and go on with --resume, or choose another place"
         ) from error
+
+
+def _read(path: Path) -> bytes | None:
+    """A file's content, None if there is no such file. Raises UserError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise UserError(f"expected to be able to read '{path}', found: {error.strerror}; permit it") from None
+
+
+def _read_checkpoint(path: Path) -> Checkpoint | None:
+    """The state in a file, None if it is damaged."""
+    content = _read(path) or b""
+    if path.stem.split("-")[1] != _digest(content):
+        return None
+    progress = json.loads(_metadata(content)["progress"])
+    return Checkpoint(progress.pop("step"), load_tensors(content), progress)
+
+
+def _is_measured(row: Mapping[Any, Any]) -> bool:
+    try:
+        return (
+            set(row) == set(METRICS) and all(math.isfinite(float(text or 0)) for text in row.values()) and row["step"]
+        )
+    except (TypeError, ValueError):
+        return False
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,14 +1,12 @@
-"""Training a run: the loop around a backend's steps. Both backends go through it in the same way.
+"""Training: from an experiment to its data, its trainer and the loop. Both backends go through it in the same way.
 
 Batches are a function of (seed, step), noise lives in the trainer's state, and where chunks of steps begin changes
 nothing, so a run that was killed and resumed ends with the parameters of one that was not, bit for bit on a CPU.
 """
 
 import math
-import signal
-import threading
-import time
-from collections.abc import Callable, Iterator
+import traceback
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -17,48 +15,68 @@ from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
-from tqdm import tqdm
 
-from ppl_tvae.config import Experiment
+from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.data import Plan, SequenceData, open_data, render
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
+from ppl_tvae.inference.objective import Objective
+from ppl_tvae.inference.optimization import Optimization
+from ppl_tvae.loop import Diverged, Loop
 from ppl_tvae.models.assembly import assemble
 from ppl_tvae.models.initial import shared_draws
-from ppl_tvae.runs import Checkpoint, Run, create_run, open_run
+from ppl_tvae.runs import Checkpoint, Run, check_new, create_run, open_run
 
-# Steps run uninterrupted for about this long, then progress is shown and Ctrl-C is heard.
-_SECONDS_PER_CHUNK = 2.0
-
-
-class Diverged(RuntimeError):
-    """The loss was not finite. The run directory holds the last good state and the best parameters."""
-
-
-class Interrupted(RuntimeError):
-    """Ctrl-C. The run directory holds the state of the last step that was done."""
+# What may be another when a run goes on: how far, and where it computes and finds its data.
+CHANGEABLE = ("steps", "device", "data_dir")
 
 
 def train(experiment: Experiment, out: Path | str, *, quiet: bool = False) -> Run:
-    """Train an experiment into a new run directory. Raises UserError, Diverged or Interrupted."""
+    """Train an experiment into a new run directory. Raises UserError, or Diverged or Interrupted of `loop`.
+
+    Nothing is written before the program has run once on held-out sequences, so that a mistake leaves nothing behind.
+    """
+    check_new(Path(out))
     data = data_of(experiment)
     resolved = replace(experiment, num_timesteps=data.num_timesteps, transforms=data.transforms).resolved()
-    return _fit(create_run(Path(out), resolved), data, quiet)
+    with trainer_of(resolved, data) as trainer:
+        held_out = _held_out(resolved, data)
+        elbo = _first_elbo(resolved, held_out, trainer)
+        loop = Loop(create_run(Path(out), resolved), data, held_out, trainer, _optimization(resolved), quiet)
+        loop.begin(elbo)
+        loop.run_to_end()
+    return loop.run
 
 
-def resume(path: Path | str, *, steps: int | None = None, quiet: bool = False) -> Run:
-    """Go on with a run from its last checkpoint, to its number of steps or a larger one. Raises as `train`."""
-    run = open_run(Path(path))
-    steps = run.experiment.steps if steps is None else steps
-    if steps != run.experiment.steps and run.experiment.schedule != "constant":
-        raise UserError(
-            f"expected the run's own {run.experiment.steps} steps, since its learning rate follows the schedule "
-            f"'{run.experiment.schedule}' over them, found {steps}; start a new run"
-        )
-    checkpoint = run.checkpoint()
-    if checkpoint is not None and steps <= checkpoint.step:
-        raise UserError(f"expected more steps than the {checkpoint.step} that '{path}' has done, found {steps}")
-    return _fit(run.with_steps(steps), data_of(run.experiment), quiet)
+def resume(
+    path: Path | str,
+    *,
+    steps: int | None = None,
+    device: str | None = None,
+    data_dir: str | None = None,
+    quiet: bool = False,
+) -> Run:
+    """Go on with a run from its last checkpoint, to its number of steps or another one. Raises as `train`.
+
+    device, data_dir: where these are others now; all else is the run's. On another device the last digits differ.
+    """
+    own, given = open_run(Path(path)), {"steps": steps, "device": device, "data_dir": data_dir}
+    changes = {name: value for name, value in given.items() if value is not None}
+    checkpoint = own.checkpoint()
+    experiment = experiment_from(own.experiment.to_mapping() | changes).resolved()
+    _check_can_go_on(own, checkpoint, experiment.steps)
+    data = data_of(experiment)
+    with trainer_of(experiment, data) as trainer:
+        held_out = _held_out(experiment, data)
+        run = replace(own, experiment=experiment)
+        loop = Loop(run, data, held_out, trainer, _optimization(experiment), quiet)
+        if checkpoint is None:
+            loop.begin(_first_elbo(experiment, held_out, trainer))
+        else:
+            _check_fits(trainer.state(), checkpoint, run.path)
+            loop.take_up(checkpoint)
+        loop.run.save_config()
+        loop.run_to_end()
+    return loop.run
 
 
 def data_of(experiment: Experiment) -> SequenceData:
@@ -93,22 +111,96 @@ def batched(plan: Plan, batch_size: int) -> Plan:
     return Plan(*(field[:whole].reshape(-1, size, *field.shape[1:]) for field in plan))
 
 
-def _fit(run: Run, data: SequenceData, quiet: bool) -> Run:
-    experiment = run.experiment
+@contextmanager
+def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Any]:
+    """The backend's trainer of a resolved experiment, at its initial parameters, while its device is the default."""
     backend = import_module(f"ppl_tvae.inference.{experiment.backend}.svi")
     device = import_module(f"ppl_tvae.inference.{experiment.backend}.device")
     with device.on_device(experiment.device, experiment.precision), shared_draws(experiment.seed):
-        trainer = backend.Trainer(
-            assemble(experiment, experiment.backend),
-            experiment.objective,
-            _optimization(experiment),
-            renderer(experiment),
-            data.tables,
-            Plan(*(field[0] for field in data.train_plans(experiment.seed, 0, 1, experiment.batch_size))),
-            experiment.seed,
+        program = assemble(experiment, experiment.backend)
+        first_plan = Plan(*(field[0] for field in data.train_plans(experiment.seed, 0, 1, experiment.batch_size)))
+        with _naming_the_program(experiment):
+            trainer = backend.Trainer(
+                program,
+                _objective(experiment),
+                _optimization(experiment),
+                renderer(experiment),
+                data.tables,
+                first_plan,
+                experiment.seed,
+            )
+        yield trainer
+
+
+def _held_out(experiment: Experiment, data: SequenceData) -> Plan:
+    """The validation sequences, in batches."""
+    return batched(data.validation_plan(experiment.validation_sequences), experiment.batch_size)
+
+
+def _first_elbo(experiment: Experiment, held_out: Plan, trainer: Any) -> float:
+    """The held-out ELBO before the first step, nats per frame. Raises Diverged if it is not finite."""
+    with _naming_the_program(experiment):
+        elbo = -trainer.held_out_loss(held_out)
+    if not math.isfinite(elbo):
+        raise Diverged(
+            f"the held-out ELBO before the first step is {elbo}, so nothing was trained; try --float float64"
         )
-        _Loop(run, data, trainer, quiet).run_to_end()
-    return run
+    return elbo
+
+
+@contextmanager
+def _naming_the_program(experiment: Experiment) -> Iterator[None]:
+    """What a user's own program raises when it first runs, as a sentence with the line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if experiment.program_file is None:
+            raise
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if Path(frame.filename) == experiment.program_file]
+        where = f" at line {lines[-1]}" if lines else ""
+        raise UserError(
+            f"expected the program '{experiment.program_file}' to run on frames of shape (batch, time, height, width, "
+            f"channel), found {error!r}{where}; mend the program"
+        ) from error
+
+
+def _check_can_go_on(run: Run, checkpoint: Checkpoint | None, steps: int) -> None:
+    if checkpoint is None:
+        return
+    if steps <= checkpoint.step:
+        raise UserError(
+            f"expected more steps than the {checkpoint.step} that '{run.path}' has done, found {steps}; raise --steps"
+        )
+    if steps != run.experiment.steps and run.experiment.schedule != "constant":
+        raise UserError(
+            f"expected the run's own {run.experiment.steps} steps, since its learning rate follows the schedule "
+            f"'{run.experiment.schedule}' over them, found {steps}; start a new run"
+        )
+    if 0 < run.experiment.patience <= checkpoint.progress["stale"]:
+        raise UserError(
+            f"expected a run that can go on, found that '{run.path}' has stopped at step {checkpoint.step}, after "
+            f"{run.experiment.patience} held-out ELBOs without a new best (its patience); start a new run with more"
+        )
+
+
+def _check_fits(expected: Mapping[str, np.ndarray], checkpoint: Checkpoint, path: Path) -> None:
+    """A state from another program, which was edited in the meantime, is refused."""
+    for name, array in expected.items():
+        found = checkpoint.arrays[name].shape if name in checkpoint.arrays else "nothing"
+        if found != array.shape:
+            raise UserError(
+                f"expected {name} of shape {array.shape} in the state of '{path}', found {found}: it was saved by "
+                f"another program or settings; put these back, or start a new run"
+            )
+
+
+def _objective(experiment: Experiment) -> Objective:
+    return Objective(
+        experiment.objective, experiment.num_particles or 1, experiment.alpha or 0.0, experiment.kl_warmup_steps
+    )
 
 
 def _optimization(experiment: Experiment) -> Optimization:
@@ -122,145 +214,3 @@ def _optimization(experiment: Experiment) -> Optimization:
         experiment.warmup_steps,
         experiment.steps,
     )
-
-
-class _Loop:
-    """What the loop remembers between chunks: the step, the best held-out ELBO, losses not yet logged."""
-
-    def __init__(self, run: Run, data: SequenceData, trainer: Any, quiet: bool) -> None:
-        self.run, self.data, self.trainer = run, data, trainer
-        self.held_out = batched(data.validation_plan(run.experiment.validation_sequences), run.experiment.batch_size)
-        self.step, self.best, self.stale = 0, -math.inf, 0
-        self.pending: list[float] = []
-        self.seconds = self.seconds_pending = 0.0
-        self.stop = False
-        self.bar = tqdm(total=run.experiment.steps, unit="step", disable=True if quiet else None, dynamic_ncols=True)
-
-    def run_to_end(self) -> None:
-        """Train until the last step, the end of patience, Ctrl-C or a loss that is not finite."""
-        self._take_up()
-        with self.bar, self._interruptible():
-            while self.step < self.run.experiment.steps and not self._out_of_patience():
-                self._chunk()
-                if self.stop:
-                    self._save()
-                    raise Interrupted(f"stopped at step {self.step}; go on with --resume --out {self.run.path}")
-            if self.pending:
-                self._log(self._evaluate())
-            self._save()
-
-    def _take_up(self) -> None:
-        """Begin, or begin again where the last whole checkpoint was written."""
-        checkpoint = self.run.checkpoint()
-        self.run.forget_metrics_after(checkpoint.step if checkpoint else -1)
-        if checkpoint is None:
-            self._log(self._evaluate())
-            self._save()
-            return
-        self.trainer.restore(checkpoint.arrays)
-        self.step = checkpoint.step
-        self.best, self.stale = checkpoint.progress["best"], checkpoint.progress["stale"]
-        self.pending, self.seconds = checkpoint.progress["pending"], checkpoint.progress["seconds"]
-        self.bar.update(self.step)
-
-    def _chunk(self) -> None:
-        experiment, started = self.run.experiment, time.perf_counter()
-        num_steps = self._chunk_length()
-        snapshot = self.trainer.snapshot()
-        losses = self.trainer.advance(
-            self.data.train_plans(experiment.seed, self.step, num_steps, experiment.batch_size)
-        )
-        if not np.isfinite(losses).all():
-            bad = self.step + int(np.argmin(np.isfinite(losses)))
-            self.trainer.rewind(snapshot)
-            self._give_up(f"the loss at step {bad} is {losses[bad - self.step]}")
-        self.step += num_steps
-        self.pending += losses.tolist()
-        self.seconds_pending += time.perf_counter() - started
-        self.bar.update(num_steps)
-        if self.step % experiment.evaluate_every == 0:
-            self._log(self._evaluate())
-            self._save()
-        elif self.step % experiment.log_every == 0:
-            self._log(None)
-
-    def _chunk_length(self) -> int:
-        """Steps until the next row or checkpoint, or fewer if those take long."""
-        experiment = self.run.experiment
-        until_log = experiment.log_every - self.step % experiment.log_every
-        until_evaluation = experiment.evaluate_every - self.step % experiment.evaluate_every
-        rate = len(self.pending) / self.seconds_pending if self.seconds_pending else 1.0
-        affordable = max(1, int(rate * _SECONDS_PER_CHUNK))
-        return min(until_log, until_evaluation, experiment.steps - self.step, affordable)
-
-    def _evaluate(self) -> float:
-        """The held-out ELBO, nats per frame, up; the parameters are kept if it is the best."""
-        elbo = -self.trainer.held_out_loss(self.held_out)
-        if not math.isfinite(elbo):
-            self._give_up(f"the held-out ELBO after step {self.step} is {elbo}")
-        if elbo > self.best:
-            self.best, self.stale = elbo, 0
-            self.run.save_parameters(self.trainer.parameters())
-        else:
-            self.stale += 1
-        return elbo
-
-    def _log(self, elbo: float | None) -> None:
-        experiment = self.run.experiment
-        frames = len(self.pending) * experiment.batch_size * self.data.num_timesteps
-        self.seconds += self.seconds_pending
-        row = {
-            "step": self.step,
-            "loss": sum(self.pending) / len(self.pending) if self.pending else "",
-            "elbo_per_frame": "" if elbo is None else elbo,
-            "learning_rate": self._learning_rate(),
-            "frames_per_second": round(frames / self.seconds_pending, 1) if self.seconds_pending else "",
-            "seconds": round(self.seconds, 3),
-        }
-        self.run.add_metrics(row)
-        shown = {"loss/frame": row["loss"], "held-out ELBO/frame": self.best, "frames/s": row["frames_per_second"]}
-        self.bar.set_postfix({name: f"{value:.1f}" for name, value in shown.items() if value != ""})
-        self.pending, self.seconds_pending = [], 0.0
-
-    def _learning_rate(self) -> float:
-        optimization = _optimization(self.run.experiment)
-        return optimization.learning_rate * float(learning_rate_factor(optimization, np.asarray(self.step)))
-
-    def _save(self) -> None:
-        arrays = self.trainer.state()
-        if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
-            self._give_up(f"a parameter after step {self.step} is not finite", keep_state=False)
-        progress = {
-            "best": self.best, "stale": self.stale, "pending": self.pending,
-            "seconds": self.seconds + self.seconds_pending,
-        }  # fmt: skip
-        self.run.save_checkpoint(Checkpoint(self.step, arrays, progress))
-
-    def _give_up(self, what: str, keep_state: bool = True) -> None:
-        if keep_state:
-            self._save()
-        raise Diverged(
-            f"{what}; the best parameters so far and the last good state are kept in '{self.run.path}'; "
-            f"try a smaller --learning-rate (now {self.run.experiment.learning_rate:g}), --clip-norm, --warmup-steps "
-            f"or --float float64"
-        )
-
-    def _out_of_patience(self) -> bool:
-        return 0 < self.run.experiment.patience <= self.stale
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C ends the run after the present chunk, a second one at once."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def ask_to_stop(*_: Any) -> None:
-            self.stop = True
-            signal.signal(signal.SIGINT, previous)
-
-        previous = signal.signal(signal.SIGINT, ask_to_stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)

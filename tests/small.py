@@ -16,7 +16,7 @@ def small_experiment(model="tvae", likelihood="bernoulli", **settings):
     shape = {"num_capsules": 1, "capsule_dim": 25} if model == "torus" else {"num_capsules": 2, "capsule_dim": 5}
     shape |= {} if model == "torus" else {"num_timesteps": 4}
     shape |= {"temporal_window": 3} if model in ("tvae", "bubble") else {}
-    return Experiment(model=model, likelihood=likelihood, hidden=(7, 6), **(shape | settings)).resolved()
+    return Experiment(model=model, likelihood=likelihood, **({"hidden": (7, 6)} | shape | settings)).resolved()
 
 
 def small_frames(experiment, batch, rng):

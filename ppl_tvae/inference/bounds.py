@@ -21,7 +21,8 @@ def log_mean_exp(log_weights: Any, axis: int = 0) -> Any:
     largest = xp.max(log_weights, axis=axis, keepdims=True)
     largest = xp.where(xp.isfinite(largest), largest, xp.zeros_like(largest))  # all -inf stays -inf, not nan
     total = xp.sum(xp.exp(log_weights - largest), axis=axis)
-    return xp.log(total) + xp.squeeze(largest, axis=axis) - math.log(log_weights.shape[axis])
+    logarithm = xp.where(total > 0, xp.log(xp.where(total > 0, total, xp.ones_like(total))), -xp.inf)
+    return logarithm + xp.squeeze(largest, axis=axis) - math.log(log_weights.shape[axis])
 
 
 def iwae_bound(log_weights: Any, num_particles: int) -> Any:
@@ -44,3 +45,40 @@ def standard_error(values: Any) -> Any:
     xp = array_namespace(values)
     count = values.shape[0]
     return xp.std(values, correction=1) / math.sqrt(count) if count > 1 else math.nan
+
+
+def effective_sample_size(log_weights: Any) -> Any:
+    """(sum w)^2 / sum w^2 over particles: (batch,), between 1 and num_particles (Kong 1992)."""
+    return array_namespace(log_weights).exp(
+        2 * log_mean_exp(log_weights) - log_mean_exp(2 * log_weights) + math.log(log_weights.shape[0])
+    )
+
+
+def jackknifed_log_evidence(log_weights: Any) -> tuple[Any, Any]:
+    """log mean w with its bias removed to order 1/K, and the estimate of that bias: (batch,) each, nats.
+
+    Neither bound: the jackknife takes away -Var(w) / (2 K p(x)^2), which is of use only while that is small
+    (Nowozin 2018, "Debiasing evidence approximations", equation 7).
+    """
+    xp = array_namespace(log_weights)
+    num_particles = log_weights.shape[0]
+    if num_particles < 2:
+        raise ValueError(f"expected at least 2 particles for the jackknife, found {num_particles}")
+    whole = log_mean_exp(log_weights)
+    share = xp.exp(log_weights - whole) / num_particles  # of each particle in the sum
+    # the mean without one particle; a particle that is all of the sum leaves nothing that floats can hold
+    rest = xp.clip(1 - share, xp.finfo(log_weights.dtype).tiny, 1.0)
+    without = whole + xp.log(rest) - math.log1p(-1 / num_particles)
+    bias = (num_particles - 1) * (xp.mean(without, axis=0) - whole)
+    return whole - bias, bias
+
+
+def released_is(frame_log_weights: Any) -> Any:
+    """The released code's score: logsumexp over K draws of per-frame weights, WITHOUT - log K, mean over frames.
+
+    frame_log_weights: (num_particles, batch, S), nats; returns (batch,), nats per frame. No bound of log p(x): frames
+    share u, so their weights do not multiply to a weight of the sequence, and log K is left in (2.30 at K = 10).
+    """
+    xp = array_namespace(frame_log_weights)
+    score = log_mean_exp(frame_log_weights) + math.log(frame_log_weights.shape[0])
+    return xp.mean(score, axis=-1)

@@ -1,1 +1,1 @@
-"""What users edit: the generative story and its guide. `lattice.py` is W; the programs are in `pyro/` and `numpyro/`."""
+"""What users edit: the generative story and its guide. `lattice.py` is W; the programs: `pyro/` and `numpyro/`."""

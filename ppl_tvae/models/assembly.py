@@ -16,10 +16,11 @@ def assemble(experiment: Experiment, backend: str) -> Program:
     """The program of a resolved experiment, for "numpyro" or "pyro". Raises UserError."""
     if experiment.program_file is not None:
         return load_program(experiment.program_file)
-    assert experiment.num_timesteps and experiment.num_capsules and experiment.capsule_dim  # resolved
+    S, C, D = experiment.num_timesteps, experiment.num_capsules, experiment.capsule_dim
+    assert None not in (S, C, D), "a resolved experiment"
     return import_module(f"ppl_tvae.models.{backend}").build(
         lattice_of(experiment),
-        (experiment.num_timesteps, experiment.num_capsules, experiment.capsule_dim),
+        (S, C, D),
         hidden=experiment.hidden,
         guide=experiment.guide,
         prior=experiment.prior,
@@ -33,7 +34,8 @@ def lattice_of(experiment: Experiment) -> lattice.Lattice | None:
     """W of a resolved experiment; None for the plain VAE. Raises UserError."""
     S, D = experiment.num_timesteps, experiment.capsule_dim
     window, width = experiment.temporal_window, experiment.spatial_width
-    assert S and D
+    assert S
+    assert D
     if experiment.model == "vae":
         return None
     if experiment.lattice:

@@ -30,6 +30,9 @@ LIKELIHOODS = {
 
 OBJECTIVES = {
     "elbo": "the evidence lower bound of each sequence, with analytic KL divergences where they exist",
+    "iwae": "log of the mean of K importance weights of each sequence: tighter, but noisier for the guide as K grows",
+    "iwae-dreg": "the bound of iwae with its doubly reparameterised gradient, whose noise does not grow with K",
+    "renyi": "the variational Renyi bound of each sequence: alpha 0 is iwae, 1 is elbo, K importance weights",
 }
 
 OPTIMIZERS = {
@@ -45,6 +48,10 @@ SCHEDULES = {
 ESTIMATORS = {
     "elbo": "mean over sequences of log w: a lower bound of log p(x)",
     "iwae": "mean over sequences of logsumexp of K log weights, minus log K: a lower bound that rises with K",
+    "log-evidence": "log of the mean weight, its bias removed by the jackknife: no bound, of use where k-hat is small",
+    "ais": "annealed importance sampling with HMC moves: a stochastic lower bound, the tightest of these",
+    "sandwich": "ais forwards and backwards on data simulated from the model: brackets log p(x) from both sides",
+    "released-is": "the released code's score per frame without - log K: no bound, for comparison with the paper only",
 }
 
 KINDS: dict[str, dict[str, str]] = {

@@ -45,4 +45,3 @@ def continuous_bernoulli_quantile(logits: Any, probability: Any) -> Any:
     x = -xp.log1p(-p * -xp.expm1(-safe)) / safe  # for l = -|l|
     series = probability + logits * probability * (1 - probability) / 2
     return xp.where(small, series, xp.where(logits > 0, 1 - x, x))
-

@@ -26,7 +26,7 @@ def brute_force(rows, columns, is_neighbour):
     return W
 
 
-@pytest.mark.parametrize("S, D", [(1, 1), (2, 5), (5, 4), (6, 6), (7, 9)])
+@pytest.mark.parametrize(("S", "D"), [(1, 1), (2, 5), (5, 4), (6, 6), (7, 9)])
 @pytest.mark.parametrize("band", [0, 1, 2])
 def test_shifting_is_its_definition(S, D, band):
     for window in range(1, min(S, D) + 1):
@@ -38,17 +38,18 @@ def test_shifting_is_its_definition(S, D, band):
             np.testing.assert_array_equal(lattice.shifting(S, D, window, band, closed=True).neighborhood, closed)
 
 
-@pytest.mark.parametrize("S, D", [(1, 1), (2, 5), (5, 4), (6, 6)])
+@pytest.mark.parametrize(("S", "D"), [(1, 1), (2, 5), (5, 4), (6, 6)])
 def test_stationary_and_static_are_their_definitions(S, D):
     for k_time in range(1, S + 1):
         for k_space in range(1, D + 1):
-            expected = brute_force(S, D, lambda i, j, a=offsets(k_time), b=offsets(k_space): i in a and j in b)
+            a, b = offsets(k_time), offsets(k_space)
+            expected = brute_force(S, D, lambda i, j, a=a, b=b: i in a and j in b)
             np.testing.assert_array_equal(lattice.stationary(S, D, k_time, k_space).neighborhood, expected)
             if k_time == 1:
                 np.testing.assert_array_equal(lattice.static(S, D, k_space).neighborhood, expected)
 
 
-@pytest.mark.parametrize("H, W, k", [(3, 3, 2), (4, 6, 3), (5, 5, 5), (6, 4, 4)])
+@pytest.mark.parametrize(("H", "W", "k"), [(3, 3, 2), (4, 6, 3), (5, 5, 5), (6, 4, 4)])
 def test_torus_is_its_definition(H, W, k):
     result = lattice.torus(H, W, k)
     expected = brute_force(H, W, lambda i, j: i in offsets(k) and j in offsets(k))

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_tvae.inference.numpyro.annealing import Annealed, Annealer, Progress
 from ppl_tvae.inference.numpyro.device import to_device
-from ppl_tvae.inference.numpyro.importance import log_weights
+from ppl_tvae.inference.numpyro.importance import frame_log_weights, log_weights
 from ppl_tvae.inference.numpyro.posterior import reconstruction
+from ppl_tvae.inference.numpyro.tracing import parameters_of
+from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.program import Program
 
 
@@ -22,31 +25,57 @@ class Evaluator:
         parameters: Mapping[str, np.ndarray],
         render: Callable[[Any, Any], jax.Array],
         tables: Any,
+        first_plan: Any,
         precision: str,
         seed: int,
     ) -> None:
-        """render(tables, plan) -> frames; parameters by flat name."""
+        """render(tables, plan) -> frames; first_plan fixes their shape; parameters by flat name. Raises UserError."""
         self._program, self._rng_key = program, jax.random.key(seed)
-        self._parameters = {name: jnp.asarray(value, dtype=precision) for name, value in parameters.items()}
         self._render, self._tables = jax.jit(render), to_device(tables)
+        values = {name: jnp.asarray(value, dtype=precision) for name, value in parameters.items()}
+        self._parameters = parameters_of(program, values, self._render(self._tables, to_device(first_plan)))
         self._reconstruct = reconstruction(program)
-        self._log_weights: dict[int, Any] = {}
+        self._samplers: dict[Any, Any] = {}
 
     def frames(self, plan: Any) -> np.ndarray:
         """The frames of a plan, as observed: (batch, time, height, width, channel)."""
         return np.asarray(self._render(self._tables, to_device(plan)))
 
-    def log_weights(self, plan: Any, batch_index: int, num_particles: int) -> np.ndarray:
-        """log importance weights, (num_particles, batch), nats per sequence."""
-        if num_particles not in self._log_weights:
-            self._log_weights[num_particles] = log_weights(self._program, num_particles)
-        draw = self._log_weights[num_particles]
-        return np.asarray(draw(self._parameters, self._key(batch_index), self._render(self._tables, to_device(plan))))
+    def log_weights(self, plan: Any, batch_index: int, num_particles: int, per_frame: bool = False) -> np.ndarray:
+        """log importance weights, (num_particles, batch), nats per sequence; per frame (num_particles, batch, S)."""
+        key = (num_particles, per_frame)
+        if key not in self._samplers:
+            self._samplers[key] = (frame_log_weights if per_frame else log_weights)(self._program, num_particles)
+        frames = self._render(self._tables, to_device(plan))
+        return np.asarray(self._samplers[key](self._parameters, self._key(batch_index), frames))
+
+    def annealed(self, plan: Any, batch_index: int, annealing: Annealing, progress: Progress) -> Annealed:
+        """Annealed importance sampling of the plan's frames: a stochastic lower bound of log p(x)."""
+        frames, annealer = self._render(self._tables, to_device(plan)), self._annealer(annealing)
+        key_pilot, key_forward = jax.random.split(self._key(batch_index))
+        path = annealer.pilot(key_pilot, frames, progress)
+        return annealer.forward(key_forward, frames, path, progress)
+
+    def bracketed(
+        self, plan: Any, batch_index: int, annealing: Annealing, progress: Progress
+    ) -> tuple[Annealed, Annealed]:
+        """Forward and backward annealing on frames simulated from the model: stochastic lower and upper bounds."""
+        key_data, key_pilot, key_forward, key_backward = jax.random.split(self._key(batch_index), 4)
+        annealer = self._annealer(annealing)
+        frames, latents = annealer.simulate(key_data, self._render(self._tables, to_device(plan)))
+        path = annealer.pilot(key_pilot, frames, progress)
+        forward = annealer.forward(key_forward, frames, path, progress)
+        return forward, annealer.backward(key_backward, frames, latents, path, progress)
 
     def reconstruct(self, plan: Any, batch_index: int = 0) -> np.ndarray:
         """E[x | latents drawn from the guide], shaped as the frames."""
         frames = self._render(self._tables, to_device(plan))
         return np.asarray(self._reconstruct(self._parameters, self._key(batch_index), frames))
+
+    def _annealer(self, annealing: Annealing) -> Annealer:
+        if annealing not in self._samplers:
+            self._samplers[annealing] = Annealer(self._program, self._parameters, annealing)
+        return self._samplers[annealing]
 
     def _key(self, batch_index: int) -> jax.Array:
         return jax.random.fold_in(self._rng_key, batch_index)

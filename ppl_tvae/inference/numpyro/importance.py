@@ -5,10 +5,11 @@ arXiv 1509.00519, for the bound made of them).
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import jax
 
-from ppl_tvae.inference.numpyro.tracing import log_joint, program_traces, traces_at
+from ppl_tvae.inference.numpyro.tracing import Trace, frame_log_joint, log_joint, program_traces, traces_at
 from ppl_tvae.program import Program
 
 LogWeights = Callable[[Mapping[str, jax.Array], jax.Array, jax.Array], jax.Array]
@@ -19,16 +20,29 @@ def log_weights(program: Program, num_particles: int, *, particles_per_chunk: in
 
     Particles are drawn in chunks, so memory does not grow with their number.
     """
+    return _in_chunks(program, num_particles, particles_per_chunk, log_joint)
 
+
+def frame_log_weights(program: Program, num_particles: int, *, particles_per_chunk: int = 8) -> LogWeights:
+    """As `log_weights`, but per frame: (num_particles, batch, S). Weights of nothing where frames share latents.
+
+    Only for `bounds.released_is`, the score of the authors' released code.
+    """
+    return _in_chunks(program, num_particles, particles_per_chunk, frame_log_joint)
+
+
+def _in_chunks(
+    program: Program, num_particles: int, chunk: int, log_density: Callable[[Trace], jax.Array]
+) -> LogWeights:
     def one_particle(parameters: Mapping[str, jax.Array], rng_key: jax.Array, frames: jax.Array) -> jax.Array:
         guide_trace, model_trace = program_traces(program, parameters, rng_key, frames)
-        return log_joint(model_trace) - log_joint(guide_trace)
+        return log_density(model_trace) - log_density(guide_trace)
 
     @jax.jit
     def all_particles(parameters: Mapping[str, jax.Array], rng_key: jax.Array, frames: jax.Array) -> jax.Array:
         keys = jax.random.split(rng_key, num_particles)
-        chunk = min(particles_per_chunk, num_particles)
-        return jax.lax.map(lambda key: one_particle(parameters, key, frames), keys, batch_size=chunk)
+        draw = partial(one_particle, parameters, frames=frames)
+        return jax.lax.map(draw, keys, batch_size=min(chunk, num_particles))
 
     return all_particles
 

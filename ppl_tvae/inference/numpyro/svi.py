@@ -15,7 +15,9 @@ from numpyro.infer.elbo import ELBO
 
 from ppl_tvae.inference.numpyro.device import to_device
 from ppl_tvae.inference.numpyro.objectives import OBJECTIVES
-from ppl_tvae.inference.numpyro.tracing import Trace, program_traces
+from ppl_tvae.inference.numpyro.tracing import flat_name
+from ppl_tvae.inference.objective import ELBO as HELD_OUT
+from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.program import Program
 
@@ -25,14 +27,15 @@ Arrays = dict[str, np.ndarray]
 class SequenceBound(ELBO):
     """A bound per sequence as the host's loss: minus its mean over sequences, divided by the frames of a sequence."""
 
-    def __init__(self, bound: Callable[[Trace, Trace], jax.Array]) -> None:
+    def __init__(self, objective: Objective) -> None:
         super().__init__()
-        self.bound = bound
+        self.objective = objective
 
     def loss(self, rng_key: jax.Array, param_map: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> jax.Array:
-        """Nats per frame; goes down."""
-        (frames,) = args
-        bounds = self.bound(*program_traces(Program(model, guide), param_map, rng_key, frames))
+        """Nats per frame; goes down. args: the frames; kwargs: the step, counted from 0."""
+        (frames,), step = args, kwargs["step"]
+        bound = OBJECTIVES[self.objective.name]
+        bounds = bound(self.objective, Program(model, guide), param_map, rng_key, frames, step)
         return -jnp.mean(jnp.broadcast_to(bounds, frames.shape[:1])) / frames.shape[1]
 
 
@@ -42,7 +45,7 @@ class Trainer:
     def __init__(
         self,
         program: Program,
-        objective: str,
+        objective: Objective,
         optimization: Optimization,
         render: Callable[[Any, Any], jax.Array],
         tables: Any,
@@ -51,7 +54,7 @@ class Trainer:
     ) -> None:
         """render(tables, plan) -> frames, traced into the compiled step; first_plan fixes the shapes of a batch."""
         self._render, self._tables = render, to_device(tables)
-        self._svi = SVI(program.model, program.guide, _optimizer(optimization), SequenceBound(OBJECTIVES[objective]))
+        self._svi = SVI(program.model, program.guide, _optimizer(optimization), SequenceBound(objective))
         key_init, self._evaluation_key = jax.random.split(jax.random.key(seed))
         self._state = self._svi.init(key_init, render(self._tables, to_device(first_plan)))
         self._advance = jax.jit(self._steps)
@@ -67,7 +70,10 @@ class Trainer:
         return np.asarray(losses)[:num_steps]
 
     def held_out_loss(self, plans: Any) -> float:
-        """The mean loss over plans (batches, batch, ...), nats per frame, with the same noise at every call."""
+        """Minus the mean ELBO over plans (batches, batch, ...), nats per frame, with the same noise at every call.
+
+        It is the ELBO whatever objective is trained, so that runs can be compared by it.
+        """
         return float(self._evaluate(self._svi.get_params(self._state), self._tables, to_device(plans)))
 
     def parameters(self) -> Arrays:
@@ -97,7 +103,7 @@ class Trainer:
         def step(index: Any, carry: Any) -> Any:
             state, losses = carry
             plan = jax.tree.map(lambda field: field[index], plans)
-            state, loss = self._svi.update(state, self._render(tables, plan))
+            state, loss = self._svi.update(state, self._render(tables, plan), step=state.optim_state[0])
             return state, losses.at[index].set(loss)
 
         losses = jnp.zeros(plans[0].shape[0])
@@ -107,7 +113,7 @@ class Trainer:
         def loss(batch: Any) -> jax.Array:
             key, plan = batch
             program = (self._svi.model, self._svi.guide)
-            return self._svi.loss.loss(key, parameters, *program, self._render(tables, plan))
+            return SequenceBound(HELD_OUT).loss(key, parameters, *program, self._render(tables, plan), step=0)
 
         keys = jax.random.split(self._evaluation_key, plans[0].shape[0])
         return jnp.mean(jax.lax.map(loss, (keys, plans)))
@@ -116,11 +122,7 @@ class Trainer:
 def flat_parameters(parameters: Mapping[str, Any]) -> Arrays:
     """Parameters by flat name; a parameter that is a tree (flax modules) contributes NAME.path.of.leaf."""
     leaves = jax.tree_util.tree_flatten_with_path(dict(parameters))[0]
-    return {".".join(_key(part) for part in path): np.asarray(leaf) for path, leaf in leaves}
-
-
-def _key(part: Any) -> str:
-    return str(getattr(part, "key", getattr(part, "idx", part)))
+    return {flat_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _optimizer(optimization: Optimization) -> optax.GradientTransformation:

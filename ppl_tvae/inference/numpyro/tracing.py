@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions.distribution import Distribution
+from numpyro.distributions import Distribution, Independent
 from numpyro.handlers import replay, seed, substitute, trace
 
 from ppl_tvae.errors import UserError
@@ -26,27 +26,57 @@ def program_traces(
     """One draw: the trace of the guide, and the trace of the model at the guide's latents."""
     key_guide, key_model = jax.random.split(rng_key)
     guide_trace = trace(substitute(seed(program.guide, key_guide), data=dict(parameters))).get_trace(frames)
-    return guide_trace, _replayed(program.model, parameters, key_model, frames, guide_trace)
+    return guide_trace, replayed(program.model, parameters, key_model, frames, guide_trace)
 
 
 def traces_at(
     program: Program, parameters: Mapping[str, jax.Array], frames: jax.Array, latents: Mapping[str, jax.Array]
 ) -> tuple[Trace, Trace]:
     """The traces of guide and model at given latents, by site name."""
-    given = {name: {"type": "sample", "value": value, "is_observed": False, "infer": {}} for name, value in latents.items()}
+    given = {
+        name: {"type": "sample", "value": value, "is_observed": False, "infer": {}} for name, value in latents.items()
+    }
     unused = jax.random.key(0)  # every latent is given
-    guide_trace = _replayed(program.guide, parameters, unused, frames, given)
-    return guide_trace, _replayed(program.model, parameters, unused, frames, given)
+    guide_trace = replayed(program.guide, parameters, unused, frames, given)
+    return guide_trace, replayed(program.model, parameters, unused, frames, given)
 
 
-def _replayed(
+def replayed(
     function: Callable[[Any], Any],
     parameters: Mapping[str, jax.Array],
     rng_key: jax.Array,
     frames: jax.Array,
     latents: Trace,
 ) -> Trace:
+    """The trace of a model or guide whose latents are those of a trace; what that lacks is drawn."""
     return trace(substitute(replay(seed(function, rng_key), latents), data=dict(parameters))).get_trace(frames)
+
+
+def parameters_of(program: Program, flat: Mapping[str, Any], frames: jax.Array) -> dict[str, Any]:
+    """The program's parameters by site name, from values by flat name; a tree (flax modules) from NAME.path.of.leaf.
+
+    Raises UserError where a parameter of the program is not among them: it would silently keep its initial value.
+    """
+    sites: dict[str, Any] = {}
+
+    def look(frames: jax.Array) -> None:
+        for part in program_traces(program, {}, jax.random.key(0), frames):
+            sites.update({name: site["value"] for name, site in part.items() if site["type"] == "param"})
+
+    jax.eval_shape(look, frames)  # shapes only: nothing is computed
+    leaves, structure = jax.tree_util.tree_flatten_with_path(sites)
+    names = [flat_name(path) for path, _ in leaves]
+    if missing := [name for name in names if name not in flat]:
+        raise UserError(
+            f"expected a value for each parameter of the program, found none for '{missing[0]}' in the run; "
+            f"the program is not the one that was trained"
+        )
+    return jax.tree_util.tree_unflatten(structure, [flat[name] for name in names])
+
+
+def flat_name(path: Any) -> str:
+    """NAME, or NAME.path.of.leaf for a leaf of a parameter that is a tree."""
+    return ".".join(str(getattr(part, "key", getattr(part, "idx", part))) for part in path)
 
 
 def latent_sites(sites: Trace) -> dict[str, Site]:
@@ -68,7 +98,7 @@ def per_sequence(site: Site, values: jax.Array) -> jax.Array:
     if PLATE not in plates:
         raise UserError(
             f"expected site '{site['name']}' inside the plate '{PLATE}', found it outside; "
-            f"write `with numpyro.plate(\"{PLATE}\", frames.shape[0]):` around it"
+            f'write `with numpyro.plate("{PLATE}", frames.shape[0]):` around it'
         )
     axis = values.ndim + plates[PLATE]
     if axis < 0:
@@ -91,3 +121,21 @@ def log_joint(sites: Trace) -> jax.Array:
     """The sum over all random sites, observed ones too, per sequence: (batch,), nats."""
     random = [site for site in sites.values() if site["type"] == "sample"]
     return sum((log_prob(site) for site in random), start=jnp.zeros(()))
+
+
+def frame_log_joint(sites: Trace) -> jax.Array:
+    """The sum over all random sites, per frame: (batch, S), nats. Raises UserError where a site has no frames."""
+    random = [site for site in sites.values() if site["type"] == "sample"]
+    return sum((log_prob_per_frame(site) for site in random), start=jnp.zeros(()))
+
+
+def log_prob_per_frame(site: Site) -> jax.Array:
+    """log p(value) of a site whose event begins with time, per frame: (batch, S), nats. Raises UserError otherwise."""
+    fn = site["fn"]
+    if not isinstance(fn, Independent) or site["value"].ndim < 2:
+        raise UserError(
+            f"expected site '{site['name']}' to be independent over time for a score per frame, "
+            f"found {type(fn).__name__}"
+        )
+    values = fn.base_dist.log_prob(site["value"])
+    return jnp.sum(values.reshape(*values.shape[:2], -1), axis=-1)

@@ -9,7 +9,14 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from ppl_tvae.inference.pyro.tracing import log_joint, parameters_as, program_traces, traces_at
+from ppl_tvae.inference.pyro.tracing import (
+    Trace,
+    frame_log_joint,
+    log_joint,
+    parameters_as,
+    program_traces,
+    traces_at,
+)
 from ppl_tvae.program import Program
 
 LogWeights = Callable[[Mapping[str, Tensor], Tensor], Tensor]
@@ -20,20 +27,31 @@ def log_weights(program: Program, num_particles: int, *, particles_per_chunk: in
 
     Particles are drawn in chunks, so memory does not grow with their number.
     """
+    return _in_chunks(program, num_particles, particles_per_chunk, log_joint)
 
-    def chunk_of_particles(frames: Tensor, size: int) -> Tensor:
+
+def frame_log_weights(program: Program, num_particles: int, *, particles_per_chunk: int = 8) -> LogWeights:
+    """As `log_weights`, but per frame: (num_particles, batch, S). Weights of nothing where frames share latents.
+
+    Only for `bounds.released_is`, the score of the authors' released code.
+    """
+    return _in_chunks(program, num_particles, particles_per_chunk, frame_log_joint)
+
+
+def _in_chunks(program: Program, num_particles: int, chunk: int, log_density: Callable[[Trace], Tensor]) -> LogWeights:
+    def some_particles(frames: Tensor, size: int) -> Tensor:
         # Particles are further sequences of a larger batch: true of any program whose sequences are independent,
         # where torch.func.vmap refuses the in-place random draws of torch's distributions.
         repeated = frames.expand(size, *frames.shape).reshape(-1, *frames.shape[1:])
         guide_trace, model_trace = program_traces(program, repeated)
-        return (log_joint(model_trace) - log_joint(guide_trace)).reshape(size, frames.shape[0])
+        values = log_density(model_trace) - log_density(guide_trace)
+        return values.reshape(size, frames.shape[0], *values.shape[1:])
 
     @torch.no_grad()
     def all_particles(parameters: Mapping[str, Tensor], frames: Tensor) -> Tensor:
-        starts = range(0, num_particles, particles_per_chunk)
-        sizes = [min(particles_per_chunk, num_particles - start) for start in starts]
+        sizes = [min(chunk, num_particles - start) for start in range(0, num_particles, chunk)]
         with parameters_as(parameters):
-            return torch.cat([chunk_of_particles(frames, size) for size in sizes])
+            return torch.cat([some_particles(frames, size) for size in sizes])
 
     return all_particles
 

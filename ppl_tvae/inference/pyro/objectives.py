@@ -1,27 +1,124 @@
-"""Training objectives: bounds of log p(x), one per sequence, from the traces of a program."""
+"""Training objectives: bounds of log p(x), one per sequence, never one for a batch.
 
-from collections.abc import Callable
+Each is a function (objective, program, frames, step) -> (batch,), nats, up. Its value is the bound at fresh draws from
+the guide, its gradient an estimate of the derivative of the bound's expectation. The host's RenyiELBO turns into one
+bound for the whole batch where a site lies outside the plate, without a word, and keeps a plate's scale inside the
+logarithm; here the first is refused, and the second does not occur.
+"""
 
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
 import torch
 from torch import Tensor
 from torch.distributions.kl import kl_divergence
 
-from ppl_tvae.inference.pyro.tracing import Site, Trace, latent_sites, log_joint, log_prob, observed_sites
+from ppl_tvae.errors import UserError
+from ppl_tvae.inference.objective import Objective, kl_weight
+from ppl_tvae.inference.pyro.tracing import (
+    PLATE,
+    Site,
+    Trace,
+    latent_sites,
+    log_joint,
+    log_prob,
+    observed_sites,
+    program_traces,
+    replayed,
+)
 from ppl_tvae.inference.pyro.tracing import per_sequence as summed
+from ppl_tvae.program import Program
 
 
-def elbo(guide_trace: Trace, model_trace: Trace) -> Tensor:
+def elbo(guide_trace: Trace, model_trace: Trace, kl_weight: Any = 1.0) -> Tensor:
     """The evidence lower bound of each sequence, (batch,), nats: E_q[log p(x | z)] - KL(q || p), one draw.
 
     The KL divergence of a site is analytic where the host knows it, otherwise log q - log p at the draw. Analytic
     terms are unbiased only while a site's prior does not depend on latents that the guide draws after it, so where
-    model and guide have their sites in different orders, all of it is sampled.
+    model and guide have their sites in different orders, all of it is sampled. With a kl_weight other than 1 it is a
+    bound no longer.
     """
     prior, posterior = latent_sites(model_trace), latent_sites(guide_trace)
+    evidence = _total(observed_sites(model_trace))
     if list(prior) != list(posterior):
-        return log_joint(model_trace) - log_joint(guide_trace)
-    evidence = sum((log_prob(site) for site in observed_sites(model_trace).values()), start=torch.zeros(()))
-    return evidence - sum(_kl(posterior[name], prior[name]) for name in prior)
+        return evidence - kl_weight * (_total(posterior) - _total(prior))
+    return evidence - kl_weight * sum(_kl(posterior[name], prior[name]) for name in prior)
+
+
+def mean_elbo(objective: Objective, program: Program, frames: Tensor, step: Any) -> Tensor:
+    """The ELBO, averaged over particles, its KL part weighted as the warm-up says."""
+    traces = _drawn_traces(program, _particles(frames, objective.num_particles))
+    return torch.mean(_by_particle(elbo(*traces, kl_weight(objective, step)), objective, frames), dim=0)
+
+
+def renyi(objective: Objective, program: Program, frames: Tensor, step: Any) -> Tensor:
+    """The variational Renyi bound of Li & Turner 2016; its gradient is the derivative of the bound at the draws."""
+    guide_trace, model_trace = _drawn_traces(program, _particles(frames, objective.num_particles))
+    log_w = _by_particle(log_joint(model_trace) - log_joint(guide_trace), objective, frames)
+    return renyi_bound(log_w, objective.alpha)
+
+
+def iwae(objective: Objective, program: Program, frames: Tensor, step: Any) -> Tensor:
+    """IWAE-K, log 1/K sum_k w_k, of Burda et al. 2016 (arXiv 1509.00519), with its plain gradient."""
+    return renyi(objective._replace(alpha=0.0), program, frames, step)
+
+
+def iwae_dreg(objective: Objective, program: Program, frames: Tensor, step: Any) -> Tensor:
+    """IWAE-K with the doubly reparameterised gradient (Tucker et al. 2019, arXiv 1810.04152, equation 8).
+
+    With normalised weights v_k, a parameter's gradient is sum_k v_k d log p(x, z_k), as in IWAE, plus what reaches it
+    through the draws, sum_k v_k**2 (d log w_k / d z_k) d z_k; the score d log q(z_k) drops out, for it is zero in
+    expectation once reparameterised, and with it the noise that grows with K. log q is therefore evaluated again with
+    constant parameters; a guide must be deterministic but for its sites.
+    """
+    repeated = _particles(frames, objective.num_particles)
+    drawn = _reparameterised(replayed(program.guide, repeated, pyro.poutine.Trace()))
+    given = drawn.copy()
+    for name, site in latent_sites(drawn).items():
+        given.nodes[name] = _attenuated(site, lambda: weights.reshape(-1))  # known when gradients come back
+    with _constant_parameters():
+        guide_trace = replayed(program.guide, repeated, given)
+    model_trace = replayed(program.model, repeated, given)
+    log_w = _by_particle(log_joint(model_trace) - log_joint(guide_trace), objective, frames)
+    weights = torch.softmax(log_w.detach(), dim=0)
+    surrogate = torch.sum(weights * log_w, dim=0)
+    return log_mean_exp(log_w.detach()) + (surrogate - surrogate.detach())
+
+
+def renyi_bound(log_weights: Tensor, alpha: float) -> Tensor:
+    """The variational Renyi bound, log(1/K sum_k w_k ** (1 - alpha)) / (1 - alpha): (batch,), nats per sequence.
+
+    log_weights: (num_particles, batch), nats. It falls with alpha: 0 is the IWAE bound, 1 (the limit) the ELBO; both
+    are lower bounds of log p(x) in expectation, and so is what lies between, while alpha < 0 can lie above.
+    Li & Turner 2016, arXiv 1602.02311, equation 14.
+    """
+    if alpha == 1:
+        return torch.mean(log_weights, dim=0)
+    return log_mean_exp((1 - alpha) * log_weights) / (1 - alpha)
+
+
+def log_mean_exp(log_weights: Tensor) -> Tensor:
+    """log of the mean over particles of exp: (batch,). The host's own logsumexp, for its gradient.
+
+    A gradient through a maximum that is taken and looked for in separately rounded copies can be 0/0.
+    """
+    return torch.logsumexp(log_weights, dim=0) - math.log(log_weights.shape[0])
+
+
+OBJECTIVES: dict[str, Callable[[Objective, Program, Tensor, Any], Tensor]] = {
+    "elbo": mean_elbo,
+    "iwae": iwae,
+    "iwae-dreg": iwae_dreg,
+    "renyi": renyi,
+}
+
+
+def _total(sites: dict[str, Site]) -> Tensor:
+    return sum((log_prob(site) for site in sites.values()), start=torch.zeros(()))
 
 
 def _kl(posterior: Site, prior: Site) -> Tensor:
@@ -31,4 +128,63 @@ def _kl(posterior: Site, prior: Site) -> Tensor:
         return log_prob(posterior) - log_prob(prior)
 
 
-OBJECTIVES: dict[str, Callable[[Trace, Trace], Tensor]] = {"elbo": elbo}
+def _particles(frames: Tensor, count: int) -> Tensor:
+    """Particles as further sequences of a larger batch, (count * batch, ...); see `importance.py` for why."""
+    return frames.expand(count, *frames.shape).reshape(-1, *frames.shape[1:])
+
+
+def _by_particle(values: Tensor, objective: Objective, frames: Tensor) -> Tensor:
+    """(count * batch,) -> (count, batch)."""
+    shape = (objective.num_particles, frames.shape[0])
+    return values.expand(shape[0] * shape[1]).reshape(shape)
+
+
+def _drawn_traces(program: Program, frames: Tensor) -> tuple[Trace, Trace]:
+    guide_trace, model_trace = program_traces(program, frames)
+    return _reparameterised(guide_trace), model_trace
+
+
+def _reparameterised(guide_trace: Trace) -> Trace:
+    """The trace as it is. Raises UserError where a gradient cannot pass through a draw: it would be wrong, unseen."""
+    for name, site in latent_sites(guide_trace).items():
+        if not site["fn"].has_rsample:
+            raise UserError(
+                f"expected a reparameterised distribution at the guide's site '{name}', found "
+                f"{_name(site['fn'])}, through whose draws no gradient passes; choose a continuous one, such as Normal"
+            )
+    return guide_trace
+
+
+def _name(distribution: Any) -> str:
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return type(distribution).__name__
+
+
+def _attenuated(site: Site, weight: Callable[[], Tensor]) -> Site:
+    """A site with the same value, through which a gradient passes multiplied by the weight of its sequence."""
+    value = site["value"].view_as(site["value"])  # within the guide, gradients pass as they are
+    if value.requires_grad:
+        value.register_hook(lambda gradient: gradient * _beside(site, weight()))
+    return {**site, "value": value}
+
+
+def _beside(site: Site, values: Tensor) -> Tensor:
+    """values (batch,), shaped to broadcast against the site's value."""
+    (plate,) = (frame for frame in site["cond_indep_stack"] if frame.name == PLATE)
+    return values.reshape(-1, *[1] * (-plate.dim - 1 + site["fn"].event_dim))
+
+
+@contextmanager
+def _constant_parameters() -> Iterator[None]:
+    """Within the context, parameters have their values and no gradient, those inside of modules too."""
+    leaves = [leaf for _, leaf in pyro.get_param_store().named_parameters() if leaf.requires_grad]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* was not registered in the param store")
+        for leaf in leaves:
+            leaf.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for leaf in leaves:
+                leaf.requires_grad_(True)

@@ -12,18 +12,20 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
+from ppl_tvae.inference.objective import ELBO as HELD_OUT
+from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.inference.pyro.device import to_device
 from ppl_tvae.inference.pyro.objectives import OBJECTIVES
-from ppl_tvae.inference.pyro.tracing import Trace, program_traces
+from ppl_tvae.inference.pyro.tracing import flat_name, program_traces
 from ppl_tvae.program import Program
 
 Arrays = dict[str, np.ndarray]
 
 
-def sequence_loss(bound: Callable[[Trace, Trace], Tensor], program: Program, frames: Tensor) -> Tensor:
+def sequence_loss(objective: Objective, program: Program, frames: Tensor, step: Any) -> Tensor:
     """Minus the mean of a bound over sequences, divided by the frames of a sequence. Nats per frame; goes down."""
-    bounds = bound(*program_traces(program, frames))
+    bounds = OBJECTIVES[objective.name](objective, program, frames, step)
     return -torch.mean(bounds.expand(frames.shape[:1])) / frames.shape[1]
 
 
@@ -33,7 +35,7 @@ class Trainer:
     def __init__(
         self,
         program: Program,
-        objective: str,
+        objective: Objective,
         optimization: Optimization,
         render: Callable[[Any, Any], Tensor],
         tables: Any,
@@ -41,7 +43,7 @@ class Trainer:
         seed: int,
     ) -> None:
         """render(tables, plan) -> frames, on the device; first_plan fixes the shapes of a batch."""
-        self._program, self._bound = program, OBJECTIVES[objective]
+        self._program, self._objective = program, objective
         self._render, self._tables = render, to_device(tables)
         self._evaluation_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
         torch.manual_seed(seed)
@@ -63,19 +65,22 @@ class Trainer:
         return losses.numpy(force=True)
 
     def held_out_loss(self, plans: Any) -> float:
-        """The mean loss over plans (batches, batch, ...), nats per frame, with the same noise at every call."""
+        """Minus the mean ELBO over plans (batches, batch, ...), nats per frame, with the same noise at every call.
+
+        It is the ELBO whatever objective is trained, so that runs can be compared by it.
+        """
         plans = to_device(plans)
         with torch.random.fork_rng(), pyro.get_param_store().scope(self._store), torch.no_grad():
             torch.manual_seed(self._evaluation_seed)
             batches = (self._frames(plans, index) for index in range(len(plans[0])))
-            losses = [sequence_loss(self._bound, self._program, frames) for frames in batches]
+            losses = [sequence_loss(HELD_OUT, self._program, frames, 0) for frames in batches]
         return float(torch.stack(losses).mean())
 
     def parameters(self) -> Arrays:
         """Constrained values by flat name."""
         with torch.no_grad():
             return {
-                name.replace("$$$", "."): transform_to(self._store["constraints"][name])(value).numpy(force=True)
+                flat_name(name): _to_numpy(transform_to(self._store["constraints"][name])(value))
                 for name, value in self._store["params"].items()
             }
 
@@ -120,7 +125,7 @@ class Trainer:
 
     def _step(self, frames: Tensor) -> Tensor:
         self._optimizer.zero_grad(set_to_none=True)
-        loss = sequence_loss(self._bound, self._program, frames)
+        loss = sequence_loss(self._objective, self._program, frames, torch.full((), self._steps_done))
         loss.backward()
         if self._optimization.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._unconstrained, self._optimization.clip_norm)

@@ -13,6 +13,7 @@ import torch
 from pyro.poutine import replay, trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.program import Program
@@ -35,7 +36,7 @@ def parameters_as(parameters: Mapping[str, Tensor]) -> Iterator[None]:
 def program_traces(program: Program, frames: Tensor) -> tuple[Trace, Trace]:
     """One draw: the trace of the guide, and the trace of the model at the guide's latents."""
     guide_trace = trace(program.guide).get_trace(frames)
-    return guide_trace, _replayed(program.model, frames, guide_trace)
+    return guide_trace, replayed(program.model, frames, guide_trace)
 
 
 def traces_at(program: Program, frames: Tensor, latents: Mapping[str, Tensor]) -> tuple[Trace, Trace]:
@@ -43,11 +44,33 @@ def traces_at(program: Program, frames: Tensor, latents: Mapping[str, Tensor]) -
     given = pyro.poutine.Trace()
     for name, value in latents.items():
         given.add_node(name, type="sample", name=name, value=value, is_observed=False, infer={})
-    return _replayed(program.guide, frames, given), _replayed(program.model, frames, given)
+    return replayed(program.guide, frames, given), replayed(program.model, frames, given)
 
 
-def _replayed(function: Callable[[Any], Any], frames: Tensor, latents: Trace) -> Trace:
+def replayed(function: Callable[[Any], Any], frames: Tensor, latents: Trace) -> Trace:
+    """The trace of a model or guide whose latents are those of a trace; what that lacks is drawn."""
     return trace(replay(function, trace=latents)).get_trace(frames)
+
+
+def parameters_of(program: Program, flat: Mapping[str, Any], frames: Tensor) -> dict[str, Any]:
+    """The program's parameters by site name, from values by flat name; those of pyro.module from MODULE.name.
+
+    Raises UserError where a parameter of the program is not among them: it would silently keep its initial value.
+    """
+    with pyro.get_param_store().scope() as store, torch.no_grad(), torch.random.fork_rng():
+        program_traces(program, frames)
+    names = {name: flat_name(name) for name in store["params"]}
+    if missing := [name for name in names.values() if name not in flat]:
+        raise UserError(
+            f"expected a value for each parameter of the program, found none for '{missing[0]}' in the run; "
+            f"the program is not the one that was trained"
+        )
+    return {site: flat[name] for site, name in names.items()}
+
+
+def flat_name(name: str) -> str:
+    """NAME, or MODULE.name for a parameter of pyro.module, which calls it MODULE$$$name."""
+    return name.replace("$$$", ".")
 
 
 def latent_sites(sites: Trace) -> dict[str, Site]:
@@ -69,7 +92,7 @@ def per_sequence(site: Site, values: Tensor) -> Tensor:
     if PLATE not in plates:
         raise UserError(
             f"expected site '{site['name']}' inside the plate '{PLATE}', found it outside; "
-            f"write `with pyro.plate(\"{PLATE}\", frames.shape[0]):` around it"
+            f'write `with pyro.plate("{PLATE}", frames.shape[0]):` around it'
         )
     axis = values.ndim + plates[PLATE]
     if axis < 0:
@@ -96,7 +119,22 @@ def _random_sites(sites: Trace) -> dict[str, Site]:
     return {
         name: site
         for name, site in sites.nodes.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
+        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
     }
+
+
+def frame_log_joint(sites: Trace) -> Tensor:
+    """The sum over all random sites, per frame: (batch, S), nats. Raises UserError where a site has no frames."""
+    return sum((log_prob_per_frame(site) for site in _random_sites(sites).values()), start=torch.zeros(()))
+
+
+def log_prob_per_frame(site: Site) -> Tensor:
+    """log p(value) of a site whose event begins with time, per frame: (batch, S), nats. Raises UserError otherwise."""
+    fn = site["fn"]
+    if not isinstance(fn, Independent) or site["value"].ndim < 2:
+        raise UserError(
+            f"expected site '{site['name']}' to be independent over time for a score per frame, "
+            f"found {type(fn).__name__}"
+        )
+    values = fn.base_dist.log_prob(site["value"])
+    return torch.sum(values.reshape(*values.shape[:2], -1), dim=-1)

@@ -23,8 +23,10 @@ def lecun_normal(name: str, shape: tuple[int, int]) -> Callable[[Any], jax.Array
 
     def initial(rng_key: Any) -> jax.Array:
         shared = shared_normal(name, shape)
-        draws = jax.random.normal(rng_key, shape) if shared is None else jnp.asarray(shared)
-        return draws / shape[1] ** 0.5
+        if shared is None:
+            return jax.random.normal(rng_key, shape) / shape[1] ** 0.5
+        # Scaled by NumPy: the hosts' own divisions differ in the last bit.
+        return jnp.asarray(shared / shape[1] ** 0.5)
 
     return initial
 

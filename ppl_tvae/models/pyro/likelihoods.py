@@ -35,14 +35,13 @@ class GreyBernoulli(dist.TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> "GreyBernoulli":
         return type(self)(self.logits.expand(batch_shape), validate_args=False)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        return torch.bernoulli(torch.sigmoid(self.logits).expand(self._extended_shape(sample_shape)))
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        return torch.bernoulli(torch.sigmoid(self.logits).expand(self._extended_shape(torch.Size(sample_shape))))
 
     def log_prob(self, value: Tensor) -> Tensor:
         # the host's fused kernel of value * logits - softplus(logits)
-        return -torch.nn.functional.binary_cross_entropy_with_logits(
-            *torch.broadcast_tensors(self.logits, value), reduction="none"
-        )
+        logits, value = torch.broadcast_tensors(self.logits, value)
+        return -torch.nn.functional.binary_cross_entropy_with_logits(logits, value, reduction="none")
 
     @property
     def mean(self) -> Tensor:
@@ -52,8 +51,8 @@ class GreyBernoulli(dist.TorchDistribution):
 class ContinuousBernoulli(GreyBernoulli):
     """The normalised density on [0, 1] with the same exponent (Loaiza-Ganem & Cunningham 2019, arXiv 1907.06845)."""
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:
-        shape = self._extended_shape(sample_shape)
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
         probability = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
         return densities.continuous_bernoulli_quantile(self.logits.expand(shape), probability)
 

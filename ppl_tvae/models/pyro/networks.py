@@ -22,8 +22,10 @@ def lecun_normal(name: str, shape: tuple[int, int]) -> Callable[[], Tensor]:
 
     def initial() -> Tensor:
         shared = shared_normal(name, shape)
-        draws = torch.randn(shape) if shared is None else torch.tensor(shared, dtype=torch.get_default_dtype())
-        return draws / shape[1] ** 0.5
+        if shared is None:
+            return torch.randn(shape) / shape[1] ** 0.5
+        # Scaled by NumPy: the hosts' own divisions differ in the last bit.
+        return torch.tensor(shared / shape[1] ** 0.5, dtype=torch.get_default_dtype())
 
     return initial
 

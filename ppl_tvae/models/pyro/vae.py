@@ -1,7 +1,7 @@
 """The plain VAE on sequences: the topographic program without u, t = z (the paper's baseline).
 
-    z[s,c,d] ~ Normal(0, 1)
-    x[s] ~ likelihood(decoder(z[s]))
+z[s,c,d] ~ Normal(0, 1)
+x[s] ~ likelihood(decoder(z[s]))
 """
 
 from collections.abc import Callable, Sequence

@@ -1,0 +1,1 @@
+"""How fast a training step is, beside the same model written without a probabilistic programming language."""

@@ -1,0 +1,102 @@
+"""A training step in NumPyro and in JAX alone, and the two parts of it that no program can avoid."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks import plain_jax
+from benchmarks.setting import (
+    ADAM,
+    LEARNING_RATE,
+    PLAIN,
+    PPL,
+    PRODUCTS,
+    RENDERING,
+    Contenders,
+    Plans,
+    latent_shape,
+    layers,
+    neighborhood,
+    paper_experiment,
+    ready,
+    rendered,
+)
+from ppl_tvae.data import Plan, SequenceData
+from ppl_tvae.data.rendering import SequenceTables
+from ppl_tvae.inference.numpyro.device import to_device
+from ppl_tvae.inference.numpyro.svi import Trainer
+from ppl_tvae.inference.objective import ELBO
+from ppl_tvae.models.assembly import assemble
+
+NAMES = {PPL: "NumPyro", PLAIN: "JAX alone"}
+
+
+def contenders(data: SequenceData, batch_size: int) -> Contenders:
+    """All of them, for batches of so many sequences."""
+    first = _step_of(data.train_plans(0, 0, 1, batch_size), 0)
+    frames = rendered(to_device(data.tables), to_device(first))
+    found: Contenders = {}
+    for drawn in (True, False):
+        render, tables = (rendered, data.tables) if drawn else (ready, SequenceTables(frames))
+        found[PPL, drawn] = _numpyro(render, tables, first, Plans(data, batch_size, drawn))
+        found[PLAIN, drawn] = _plain(render, to_device(tables), frames, Plans(data, batch_size, drawn))
+    found[RENDERING, True] = _rendering(to_device(data.tables), frames, Plans(data, batch_size, True))
+    found[PRODUCTS, False] = _products(frames)
+    return found
+
+
+def _numpyro(render: Any, tables: Any, first: Plan, plans: Plans) -> Any:
+    program = assemble(paper_experiment("numpyro"), "numpyro")
+    trainer = Trainer(program, ELBO, ADAM, render, tables, first, seed=0)
+    return lambda num_steps: trainer.advance(plans.following(num_steps))
+
+
+def _plain(render: Any, tables: Any, frames: jax.Array, plans: Plans) -> Any:
+    experiment = paper_experiment("numpyro")
+    shape, hidden, mu = latent_shape(experiment), experiment.hidden, experiment.mu
+    assert mu is not None
+    parameters = plain_jax.initial_parameters(jax.random.key(0), shape, hidden, frames[0, 0].size, mu)
+    weights = neighborhood(experiment)
+    trainer = plain_jax.Trainer(parameters, weights, shape, experiment.epsilon, LEARNING_RATE, render, tables)
+    return lambda num_steps: trainer.advance(to_device(plans.following(num_steps)))
+
+
+def _rendering(tables: Any, frames: jax.Array, plans: Plans) -> Any:
+    """Plans drawn on the host, and frames from them."""
+
+    @jax.jit
+    def last_frames(tables: Any, plans: Plan) -> jax.Array:
+        def step(_: jax.Array, plan: Plan) -> tuple[jax.Array, None]:
+            return rendered(tables, plan), None  # carried on, so that no step's frames are left out
+
+        return jax.lax.scan(step, jnp.zeros_like(frames), plans)[0]
+
+    return lambda num_steps: last_frames(tables, to_device(plans.following(num_steps))).block_until_ready()
+
+
+def _products(frames: jax.Array) -> Any:
+    rows = frames.shape[0] * frames.shape[1]
+    sizes = layers(paper_experiment("numpyro"), frames[0, 0].size)
+    needs_gradient = [input_needs_gradient for _, _, input_needs_gradient in sizes]
+    operands = [
+        (jnp.ones((rows, size_in)), jnp.ones((size_out, size_in)), jnp.ones((rows, size_out)))
+        for size_in, size_out, _ in sizes
+    ]
+
+    @jax.jit
+    def one_step(operands: Any) -> Any:
+        outputs = []
+        for (x, weight, gradient), input_needs_gradient in zip(operands, needs_gradient, strict=True):
+            outputs += [x @ weight.T, gradient.T @ x] + ([gradient @ weight] if input_needs_gradient else [])
+        return outputs
+
+    def run(num_steps: int) -> None:
+        for _ in range(num_steps):
+            jax.block_until_ready(one_step(operands))
+
+    return run
+
+
+def _step_of(plans: Plan, index: int) -> Plan:
+    return Plan(*(field[index] for field in plans))

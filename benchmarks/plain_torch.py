@@ -1,0 +1,92 @@
+"""The Topographic VAE in PyTorch alone, as one would write it without a probabilistic programming language.
+
+The yardstick of `ppl_tvae.models.pyro`: the same networks, diagonal normal guide, binarised pixels, ELBO with analytic
+KL, and Adam. Its state dict has the flat names of our parameters. It uses nothing of ppl_tvae; W is handed in.
+"""
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+LOG_SCALE_BOUND = 7.0
+
+
+class TVAE(nn.Module):
+    """Frames (batch, S, height, width, channel) of zeros and ones; z and u have shape (batch, S, C, D)."""
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        neighborhood: np.ndarray,
+        shape: Sequence[int],
+        hidden: Sequence[int],
+        num_pixels: int,
+        mu: float,
+        epsilon: float,
+    ) -> None:
+        """neighborhood: W, (S*D, S*D); shape: (S, C, D); hidden: sizes from the frames inwards, mirrored outwards."""
+        super().__init__()
+        self.shape, self.epsilon = tuple(shape), epsilon
+        _, capsules, positions = shape
+        size = capsules * positions
+        self.guide = nn.ModuleDict({name: mlp([num_pixels, *hidden, 2 * size]) for name in ("z", "u")})
+        self.decoder = mlp([size, *reversed(hidden), num_pixels])
+        self.mu = nn.Parameter(torch.tensor(float(mu)))
+        weights = torch.tensor(np.ascontiguousarray(neighborhood.T), dtype=torch.get_default_dtype())
+        self.register_buffer("weights", weights, persistent=False)
+
+    def loss(self, frames: Tensor, noise: Tensor) -> Tensor:
+        """Minus the ELBO, nats per frame, mean over sequences; noise: (2, batch, S, C, D) standard normal, z then u."""
+        pixels = frames.flatten(2)
+        z, kl_z = self._draw("z", pixels, noise[0])
+        u, kl_u = self._draw("u", pixels, noise[1])
+        t = (z + self.mu) / torch.sqrt(self._energy(u) + self.epsilon)
+        logits = self.decoder(t.flatten(2))
+        cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, pixels, reduction="sum")
+        return (cross_entropy + kl_z + kl_u) / (frames.shape[0] * frames.shape[1])
+
+    def _draw(self, name: str, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """A draw of a latent, and the KL divergence of its posterior from N(0, 1), summed over everything."""
+        _, capsules, positions = self.shape
+        loc, raw = self.guide[name](pixels).unflatten(2, (2 * capsules, positions)).chunk(2, dim=2)
+        log_scale = LOG_SCALE_BOUND * torch.tanh(raw / (2 * LOG_SCALE_BOUND))
+        scale = torch.exp(log_scale)
+        return loc + scale * noise, (0.5 * (loc**2 + scale**2 - 1) - log_scale).sum()
+
+    def _energy(self, u: Tensor) -> Tensor:
+        cells = u.square().movedim(-3, -2)
+        return (cells.flatten(-2) @ self.weights).reshape(cells.shape).movedim(-2, -3)
+
+
+class Trainer:
+    """Adam on the loss; `advance` takes a step per batch of frames, without a host sync until the last is done."""
+
+    def __init__(self, model: TVAE, learning_rate: float) -> None:
+        self.model = model
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+
+    def advance(self, batches: Iterable[Tensor]) -> np.ndarray:
+        """The loss of each step, (steps,)."""
+        return torch.stack([self._step(frames) for frames in batches]).numpy()
+
+    def _step(self, frames: Tensor) -> Tensor:
+        self.optimizer.zero_grad()
+        loss = self.model.loss(frames, torch.randn(2, len(frames), *self.model.shape))
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers of the given sizes with ReLU between them; weights LeCun-normal, biases zero."""
+    layers: list[nn.Module] = []
+    for size_in, size_out in pairwise(sizes):
+        linear = nn.Linear(size_in, size_out)
+        nn.init.normal_(linear.weight, std=size_in**-0.5)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.ReLU()]
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,177 @@
+"""Runs side by side: their estimates, and differences paired over the same sequences."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppl_tvae.errors import UserError
+from ppl_tvae.runs import Run
+
+# What must be the same for two numbers to measure the same thing.
+_CONDITIONS = ("likelihood", "data", "split", "num_timesteps", "unit")
+_ON_OWN_DATA = ("sandwich-lower", "sandwich-upper")  # each run's own simulations: nothing to pair
+
+
+class Entry(NamedTuple):
+    """A number and its standard error over sequences (nan for a single one), nats per frame."""
+
+    value: float
+    standard_error: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ± {self.standard_error:.2f}"
+
+
+class Comparison(NamedTuple):
+    """estimates: run -> estimator -> entry; differences: run minus the first one, paired over sequences.
+
+    header: what the numbers are; verdicts: run -> words on its importance weights.
+    """
+
+    header: str
+    estimates: dict[str, dict[str, Entry]]
+    differences: dict[str, dict[str, Entry]]
+    verdicts: dict[str, str]
+
+
+def compare(runs: Sequence[Run]) -> Comparison:
+    """The newest estimates of each run. Raises UserError where they do not measure the same thing."""
+    if len(names := [_name(run) for run in runs]) != len(set(names)):
+        raise UserError(f"expected runs of different names, found {', '.join(names)}; rename a directory")
+    records = {_name(run): _by_estimator(run) for run in runs}
+    first_name = next(iter(records))
+    condition = _condition(records[first_name])
+    for name, own in records.items():
+        _check_same(first_name, condition, name, _condition(own))
+    estimates = {name: {key: _entry(record) for key, record in own.items()} for name, own in records.items()}
+    differences = {
+        name: {
+            key: _difference(record, records[first_name][key])
+            for key, record in own.items()
+            if key in records[first_name]
+        }
+        for name, own in records.items()
+        if name != first_name
+    }
+    paired = {name: {key: entry for key, entry in own.items() if entry} for name, own in differences.items()}
+    verdicts = {
+        name: r["notes"]["verdict"] for name, own in records.items() for r in own.values() if "verdict" in r["notes"]
+    }
+    return Comparison(_header(condition, records), estimates, paired, verdicts)
+
+
+def as_text(comparison: Comparison, markdown: bool = False) -> str:
+    """The tables, for people: aligned, or as Markdown."""
+    first = next(iter(comparison.estimates))
+    parts = [comparison.header, "", _table("run", comparison.estimates, markdown)]
+    if any(comparison.differences.values()):
+        parts += ["", f"minus {first}, paired over the same sequences:", ""]
+        parts.append(_table("run", comparison.differences, markdown))
+    if comparison.verdicts:
+        parts += ["", "importance weights:", *(f"- {name}: {words}" for name, words in comparison.verdicts.items())]
+    return "\n".join(parts)
+
+
+def as_csv(comparison: Comparison) -> str:
+    """One row per run and estimator: value and standard error, and the same of the paired difference."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["run", "estimator", "value", "standard_error", "difference", "difference_standard_error"])
+    for name, entries in comparison.estimates.items():
+        for key, entry in entries.items():
+            difference = comparison.differences.get(name, {}).get(key)
+            writer.writerow([name, key, *entry, *(difference or ("", ""))])
+    return buffer.getvalue()
+
+
+def as_json(comparison: Comparison) -> dict[str, Any]:
+    """The same as plain values."""
+
+    def plain(table: dict[str, dict[str, Entry]]) -> dict[str, Any]:
+        return {name: {key: entry._asdict() for key, entry in own.items()} for name, own in table.items()}
+
+    return {
+        "header": comparison.header,
+        "estimates": plain(comparison.estimates),
+        "differences": plain(comparison.differences),
+        "verdicts": comparison.verdicts,
+    }
+
+
+def _by_estimator(run: Run) -> dict[str, dict[str, Any]]:
+    records = run.evaluations()
+    if not records:
+        raise UserError(f"expected estimates in '{run.path}', found none; run ppl-tvae evaluate {run.path} first")
+    return {_label(record): record for record in records}
+
+
+def _label(record: dict[str, Any]) -> str:
+    """iwae-100, released-is-10, elbo, ais: what makes two records the same column."""
+    name = record["estimator"]
+    if name in ("iwae", "released-is"):
+        return f"{name}-{record['num_particles']}"
+    if "num_temperatures" in record:
+        return f"{name}-{record['start']}-{record['num_temperatures']}x{record['num_chains']}"
+    return name
+
+
+def _condition(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {key: next(iter(records.values()))[key] for key in _CONDITIONS}
+
+
+def _check_same(first: str, condition: dict[str, Any], name: str, other: dict[str, Any]) -> None:
+    for key, value in condition.items():
+        if other[key] != value:
+            raise UserError(
+                f"expected runs that measure the same thing, found {key} '{value}' in '{first}' and '{other[key]}' in "
+                f"'{name}'; their numbers cannot be ranked"
+            )
+
+
+def _header(condition: dict[str, Any], records: dict[str, dict[str, dict[str, Any]]]) -> str:
+    counts = sorted({record["num_sequences"] for own in records.values() for record in own.values()})
+    grey = condition["likelihood"] == "bernoulli-grey"
+    return (
+        f"{condition['unit']} ± standard error over sequences, up is better; {condition['data']}, "
+        f"{condition['split']} sequences ({' or '.join(map(str, counts))}), likelihood {condition['likelihood']}"
+        + (" (a score, not a log-density)" if grey else "")
+    )
+
+
+def _entry(record: dict[str, Any]) -> Entry:
+    error = record["standard_error"]
+    return Entry(record["value"], math.nan if error is None else error)
+
+
+def _difference(record: dict[str, Any], base: dict[str, Any]) -> Entry | None:
+    """Record minus base over the sequences that both have, which are the first ones of a fixed order."""
+    if record["estimator"] in _ON_OWN_DATA:
+        return None
+    both = min(record["num_sequences"], base["num_sequences"])
+    if both < 2:
+        return None
+    differences = np.asarray(record["per_sequence"][:both]) - np.asarray(base["per_sequence"][:both])
+    return Entry(float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(both)))
+
+
+def _table(corner: str, rows: dict[str, dict[str, Entry]], markdown: bool) -> str:
+    columns = list(dict.fromkeys(key for own in rows.values() for key in own))
+    cells = [[corner, *columns]]
+    cells += [[name, *(str(own[key]) if key in own else "-" for key in columns)] for name, own in rows.items()]
+    widths = [max(len(row[index]) for row in cells) for index in range(len(columns) + 1)]
+    lines = [
+        [cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        for row in cells
+    ]
+    if not markdown:
+        return "\n".join("  ".join(line).rstrip() for line in lines)
+    ruled = [lines[0], ["-" * w if not i else "-" * (w - 1) + ":" for i, w in enumerate(widths)], *lines[1:]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
+
+
+def _name(run: Run) -> str:
+    return run.path.name

@@ -1,0 +1,45 @@
+"""Can an importance-sampling estimate be believed? Pareto k-hat per sequence, and a verdict in words."""
+
+import warnings
+
+import numpy as np
+
+# Vehtari, Simpson, Gelman, Yao & Gabry 2024 (JMLR 25), section 3.2.4: above 0.7 no practical number of draws suffices.
+KHAT_LIMIT = 0.7
+FEWEST_DRAWS = 25
+
+
+def khat(log_weights: np.ndarray) -> np.ndarray:
+    """Shape of the generalised Pareto fitted to the largest weights, (num_particles, batch) -> (batch,).
+
+    Below 0.5 the weights have a variance, below 0.7 the estimate is usable, above 1 they have no mean to estimate from
+    so few draws. -inf where all weights are equal (a perfect guide), nan below 25 draws. Through arviz-stats.
+    """
+    from arviz_stats.base import array_stats
+
+    if log_weights.shape[0] < FEWEST_DRAWS:
+        return np.full(log_weights.shape[1], np.nan)
+    values = []
+    for of_sequence in np.asarray(log_weights, np.float64).T:
+        if np.ptp(of_sequence) < 1e-9:
+            values.append(-np.inf)
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its advice on large k-hats is what the caller asks for as a number
+            values.append(float(array_stats.psislw(of_sequence)[1]))
+    return np.asarray(values)
+
+
+def verdict(khats: np.ndarray, effective_sample_sizes: np.ndarray, num_particles: int) -> str:
+    """One sentence on whether importance sampling has found the posterior of most sequences."""
+    if np.isnan(khats).any():
+        return f"too few draws to judge ({num_particles}; at least {FEWEST_DRAWS} are needed for k-hat)"
+    bad = float(np.mean(khats > KHAT_LIMIT))
+    size = float(np.median(effective_sample_sizes))
+    share = f"k-hat above {KHAT_LIMIT} for {bad:.0%} of sequences"
+    found = f"{share}, median effective sample size {size:.1f} of {num_particles}"
+    if bad <= 0.05:
+        return f"reliable: {found}"
+    if bad <= 0.5:
+        return f"doubtful: {found}; read the IWAE bounds as bounds, not as log p(x)"
+    return f"unreliable: {found}; the IWAE bounds are far below log p(x), use ais"

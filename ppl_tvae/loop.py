@@ -1,0 +1,178 @@
+"""The loop around a backend's steps: chunks, rows of metrics, checkpoints, and every way a run can end."""
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ppl_tvae.data import Plan, SequenceData
+from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
+from ppl_tvae.runs import Checkpoint, Run
+
+# Steps run uninterrupted for about this long, then progress is shown and Ctrl-C is heard.
+_SECONDS_PER_CHUNK = 2.0
+
+
+class Diverged(RuntimeError):
+    """The loss was not finite. The run directory holds the last good state and the best parameters."""
+
+
+class Interrupted(RuntimeError):
+    """Ctrl-C. The run directory holds the state of the last step that was done."""
+
+
+class Loop:
+    """What the loop remembers between chunks: the step, the best held-out ELBO, losses not yet logged."""
+
+    def __init__(
+        self, run: Run, data: SequenceData, held_out: Plan, trainer: Any, optimization: Optimization, quiet: bool
+    ) -> None:
+        """held_out: plans (batches, batch, ...) of the sequences that choose the best parameters."""
+        self.run, self.data, self.held_out = run, data, held_out
+        self.trainer, self.optimization = trainer, optimization
+        self.step, self.best, self.stale = 0, -math.inf, 0
+        self.pending: list[float] = []
+        self.seconds = self.seconds_pending = 0.0
+        self.stop = False
+        self.bar = tqdm(total=run.experiment.steps, unit="step", disable=True if quiet else None, dynamic_ncols=True)
+
+    def begin(self, elbo: float) -> None:
+        """Write down where the run starts."""
+        self.run.forget_metrics_after(-1)
+        self._keep_if_best(elbo)
+        self._log(elbo)
+        self._save()
+
+    def take_up(self, checkpoint: Checkpoint) -> None:
+        """Begin again where the last whole checkpoint was written."""
+        self.trainer.restore(checkpoint.arrays)
+        self.run.forget_metrics_after(checkpoint.step)
+        self.step = checkpoint.step
+        self.best, self.stale = checkpoint.progress["best"], checkpoint.progress["stale"]
+        self.pending, self.seconds = checkpoint.progress["pending"], checkpoint.progress["seconds"]
+        self.seconds_pending = checkpoint.progress["seconds_pending"]
+        self.bar.update(self.step)
+
+    def run_to_end(self) -> None:
+        """Train until the last step, the end of patience, Ctrl-C or a loss that is not finite."""
+        with self.bar, self._interruptible():
+            while not self._finished():
+                self._chunk()
+                if self.stop and not self._finished():
+                    self._save()
+                    raise Interrupted(f"stopped at step {self.step}; go on with --resume --out {self.run.path}")
+
+    def _finished(self) -> bool:
+        return self.step >= self.run.experiment.steps or 0 < self.run.experiment.patience <= self.stale
+
+    def _chunk(self) -> None:
+        experiment, started = self.run.experiment, time.perf_counter()
+        num_steps = self._chunk_length()
+        snapshot = self.trainer.snapshot()
+        losses = self.trainer.advance(
+            self.data.train_plans(experiment.seed, self.step, num_steps, experiment.batch_size)
+        )
+        if not np.isfinite(losses).all():
+            bad = int(np.argmin(np.isfinite(losses)))
+            self.trainer.rewind(snapshot)
+            self._give_up(f"the loss at step {self.step + bad + 1} is {losses[bad]}")
+        self.step += num_steps
+        self.pending += losses.tolist()
+        self.seconds_pending += time.perf_counter() - started
+        self.bar.update(num_steps)
+        if self.step % experiment.evaluate_every == 0 or self.step == experiment.steps:
+            self._log(self._evaluate())
+            self._save()
+        elif self.step % experiment.log_every == 0:
+            self._log(None)
+
+    def _chunk_length(self) -> int:
+        """Steps until the next row or checkpoint, or fewer if those take long."""
+        experiment = self.run.experiment
+        until_log = experiment.log_every - self.step % experiment.log_every
+        until_evaluation = experiment.evaluate_every - self.step % experiment.evaluate_every
+        rate = len(self.pending) / self.seconds_pending if self.seconds_pending else 1.0
+        affordable = max(1, int(rate * _SECONDS_PER_CHUNK))
+        return min(until_log, until_evaluation, experiment.steps - self.step, affordable)
+
+    def _evaluate(self) -> float:
+        """The held-out ELBO, nats per frame, up; the parameters are kept if it is the best."""
+        elbo = -self.trainer.held_out_loss(self.held_out)
+        if not math.isfinite(elbo):
+            self._give_up(f"the held-out ELBO after step {self.step} is {elbo}")
+        self._keep_if_best(elbo)
+        return elbo
+
+    def _keep_if_best(self, elbo: float) -> None:
+        if elbo > self.best:
+            self.best, self.stale = elbo, 0
+            self.run.save_parameters(self.trainer.parameters())
+        else:
+            self.stale += 1
+
+    def _log(self, elbo: float | None) -> None:
+        experiment = self.run.experiment
+        frames = len(self.pending) * experiment.batch_size * self.data.num_timesteps
+        self.seconds += self.seconds_pending
+        row = {
+            "step": self.step,
+            "loss": sum(self.pending) / len(self.pending) if self.pending else "",
+            "elbo_per_frame": "" if elbo is None else elbo,
+            "learning_rate": self._learning_rate(),
+            "frames_per_second": round(frames / self.seconds_pending, 1) if self.seconds_pending else "",
+            "seconds": round(self.seconds, 3),
+        }
+        self.run.add_metrics(row)
+        shown = {"loss/frame": row["loss"], "held-out ELBO/frame": self.best, "frames/s": row["frames_per_second"]}
+        self.bar.set_postfix({name: f"{value:.1f}" for name, value in shown.items() if value != ""})
+        self.pending, self.seconds_pending = [], 0.0
+
+    def _learning_rate(self) -> float:
+        factor = learning_rate_factor(self.optimization, np.asarray(self.step))
+        return self.optimization.learning_rate * float(factor)
+
+    def _save(self) -> None:
+        arrays = self.trainer.state()
+        if not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind == "f"):
+            self._give_up(f"a parameter after step {self.step} is not finite", keep_state=False)
+        progress = {
+            "best": self.best, "stale": self.stale, "pending": self.pending,
+            "seconds": self.seconds, "seconds_pending": self.seconds_pending,
+        }  # fmt: skip
+        self.run.save_checkpoint(Checkpoint(self.step, arrays, progress))
+
+    def _give_up(self, what: str, keep_state: bool = True) -> None:
+        if keep_state:
+            self._save()
+        raise Diverged(
+            f"{what}; the best parameters so far and the last good state are kept in '{self.run.path}'; start a new "
+            f"run with a smaller --learning-rate (now {self.optimization.learning_rate:g}), with --clip-norm, "
+            f"--warmup-steps or --float float64"
+        )
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """The first Ctrl-C ends the run after the present chunk, a second one at once."""
+        previous = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or previous in (signal.SIG_IGN, None):
+            yield
+            return
+        # Python's own handler waits for a compiled chunk or a compilation to end; a notebook must not lose its kernel.
+        at_once = previous is signal.default_int_handler and not hasattr(sys, "ps1")
+
+        def ask_to_stop(*_: Any) -> None:
+            self.stop = True
+            signal.signal(signal.SIGINT, signal.SIG_DFL if at_once else previous)
+
+        signal.signal(signal.SIGINT, ask_to_stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)

@@ -1,0 +1,32 @@
+"""A trained run made ready to be asked, in its own backend or the other one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any
+
+from ppl_tvae.data import SequenceData
+from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.models import catalogue
+from ppl_tvae.models.assembly import assemble
+from ppl_tvae.runs import Run
+from ppl_tvae.training import renderer
+
+
+@contextmanager
+def evaluator(run: Run, data: SequenceData, backend: str | None, device: str, seed: int) -> Iterator[Any]:
+    """The run's program with its best parameters, in its own backend or the other one. Raises UserError."""
+    name = backend or run.experiment.backend
+    if name not in catalogue.BACKENDS:
+        raise unknown_name("backend", name, catalogue.BACKENDS)
+    if run.experiment.program_file is not None and name != run.experiment.backend:
+        own = run.experiment.backend
+        raise UserError(
+            f"expected backend '{own}', for which the run's own program is written, found '{name}'; leave it out"
+        )
+    modules = [import_module(f"ppl_tvae.inference.{name}.{part}") for part in ("device", "evaluator")]
+    with modules[0].on_device(device, run.experiment.precision):
+        yield modules[1].Evaluator(
+            assemble(run.experiment, name), run.parameters(), renderer(run.experiment), data.tables, data.test_plan(1),
+            run.experiment.precision, seed,
+        )  # fmt: skip

@@ -1,0 +1,245 @@
+"""Importance sampling and annealing against exact evidences, in both backends."""
+
+from itertools import pairwise
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from scipy.special import logsumexp
+
+from ppl_tvae.inference import bounds
+from ppl_tvae.inference.numpyro import annealing as numpyro_annealing
+from ppl_tvae.inference.numpyro import importance as numpyro_importance
+from ppl_tvae.inference.numpyro.device import on_device as on_jax
+from ppl_tvae.inference.pyro import annealing as pyro_annealing
+from ppl_tvae.inference.pyro import importance as pyro_importance
+from ppl_tvae.inference.pyro.device import on_device as on_torch
+from ppl_tvae.inference.temperatures import Annealing, forward_path
+from ppl_tvae.models.assembly import assemble, lattice_of
+from tests.conftest import STANDARD_ERRORS
+from tests.oracles import linear_gaussian, tiny_tvae_log_evidence
+from tests.small import random_parameters, small_experiment
+
+BACKENDS = ("numpyro", "pyro")
+
+
+def draw_log_weights(backend, programs, parameters, frames, num_particles, seed=0, particles_per_chunk=256):
+    """(num_particles, batch) in float64; programs: backend -> program."""
+    if backend == "numpyro":
+        with on_jax("cpu", "float64"):
+            draw = numpyro_importance.log_weights(
+                programs[backend], num_particles, particles_per_chunk=particles_per_chunk
+            )
+            return np.asarray(draw(jax.tree.map(jnp.asarray, parameters), jax.random.key(seed), jnp.asarray(frames)))
+    with on_torch("cpu", "float64"):
+        torch.manual_seed(seed)
+        draw = pyro_importance.log_weights(programs[backend], num_particles, particles_per_chunk=particles_per_chunk)
+        return draw({name: torch.tensor(value) for name, value in parameters.items()}, torch.tensor(frames)).numpy()
+
+
+def bracket(backend, programs, parameters, frames, annealing, seed=0, latents=None):
+    """Forward and, with exact posterior draws, backward log weights, (chains, batch) each."""
+    if backend == "numpyro":
+        with on_jax("cpu", "float64"):
+            frames = jnp.asarray(frames)
+            keys = jax.random.split(jax.random.key(seed), 3)
+            annealer = numpyro_annealing.Annealer(programs[backend], jax.tree.map(jnp.asarray, parameters), annealing)
+            path = annealer.pilot(keys[0], frames)
+            forward = annealer.forward(keys[1], frames, path)
+            given = None if latents is None else jax.tree.map(jnp.asarray, latents)
+            backward = None if latents is None else annealer.backward(keys[2], frames, given, path)
+            return forward, backward
+    with on_torch("cpu", "float64"):
+        torch.manual_seed(seed)
+        parameters = {name: torch.tensor(value) for name, value in parameters.items()}
+        annealer = pyro_annealing.Annealer(programs[backend], parameters, annealing)
+        frames = torch.tensor(frames)
+        path = annealer.pilot(frames)
+        forward = annealer.forward(frames, path)
+        given = None if latents is None else {name: torch.tensor(value) for name, value in latents.items()}
+        return forward, None if latents is None else annealer.backward(frames, given, path)
+
+
+@pytest.fixture(scope="module")
+def conjugate():
+    rng = np.random.default_rng(3)
+    oracle = linear_gaussian(rng)
+    return oracle, {"numpyro": oracle.numpyro_program(), "pyro": oracle.pyro_program()}, oracle.frames(4, rng)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bounds_rise_with_particles_to_the_exact_evidence(backend, conjugate):
+    oracle, programs, frames = conjugate
+    n, truth = 4000, oracle.log_evidence(frames)
+    log_weights = draw_log_weights(backend, programs, oracle.parameters(), frames, n)
+    assert log_weights.shape == (n, 4)
+    error = log_weights.std(axis=0) / np.sqrt(n)
+    assert (np.abs(log_weights.mean(axis=0) - oracle.elbo(frames)) < STANDARD_ERRORS * error).all()
+    curve = []
+    for k in (1, 10, 100):
+        groups = bounds.log_mean_exp(log_weights.reshape(-1, k, 4), axis=1)
+        np.testing.assert_allclose(bounds.iwae_bound(log_weights, k), groups.mean(axis=0), rtol=1e-12)
+        curve.append((groups.mean(), groups.mean(axis=1).std() / np.sqrt(len(groups))))
+    for (lower, lower_error), (upper, upper_error) in pairwise(curve):
+        assert upper - lower > STANDARD_ERRORS * np.hypot(lower_error, upper_error)
+    assert curve[-1][0] < truth.mean() + STANDARD_ERRORS * curve[-1][1]
+    ratio = np.exp(log_weights - truth)  # unbiased: mean one
+    assert (np.abs(ratio.mean(axis=0) - 1) < STANDARD_ERRORS * ratio.std(axis=0) / np.sqrt(n)).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_gap_shrinks_like_one_over_particles(backend, conjugate):
+    """The bias of IWAE-K is Var(w) / (2 K p(x)^2) to first order (Domke & Sheldon 2018)."""
+    oracle, programs, frames = conjugate
+    log_weights = draw_log_weights(backend, programs, oracle.parameters(), frames, 64_000, seed=5)
+    gaps, counts = [], (20, 80, 320)
+    for k in counts:
+        log_ratio = bounds.log_mean_exp(log_weights.reshape(-1, k, 4), axis=1) - oracle.log_evidence(frames)
+        # exp(log_ratio) - 1 has mean zero: added to the gap, it takes away most of the gap's noise
+        gaps.append(np.mean(np.expm1(log_ratio) - log_ratio))
+    slope = np.polyfit(np.log(counts), np.log(gaps), 1)[0]
+    assert -1.15 < slope < -0.85
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_exact_posterior_as_guide_gives_equal_weights(backend):
+    rng = np.random.default_rng(4)
+    oracle = linear_gaussian(rng, exact=True)
+    frames = oracle.frames(3, rng)
+    programs = {"numpyro": oracle.numpyro_program(), "pyro": oracle.pyro_program()}
+    log_weights = draw_log_weights(backend, programs, oracle.parameters(), frames, 7)
+    np.testing.assert_allclose(log_weights, np.broadcast_to(oracle.log_evidence(frames), (7, 3)), rtol=1e-10)
+    np.testing.assert_allclose(bounds.iwae_bound(log_weights, 7), oracle.log_evidence(frames), rtol=1e-10)
+
+
+def test_chunks_that_do_not_divide_draw_the_same_weights(conjugate):
+    """In NumPyro each particle has its own key; torch fills tensors of different sizes from its stream differently."""
+    oracle, programs, frames = conjugate
+    whole = draw_log_weights("numpyro", programs, oracle.parameters(), frames, 11, particles_per_chunk=11)
+    for size in (3, 20):
+        parts = draw_log_weights("numpyro", programs, oracle.parameters(), frames, 11, particles_per_chunk=size)
+        np.testing.assert_allclose(parts, whole, rtol=1e-12)
+    for size in (3, 20):
+        parts = draw_log_weights("pyro", programs, oracle.parameters(), frames, 2000, particles_per_chunk=size)
+        assert parts.shape == (2000, 4)
+        error = parts.std(axis=0) / np.sqrt(2000)
+        assert (np.abs(parts.mean(axis=0) - oracle.elbo(frames)) < STANDARD_ERRORS * error).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_belong_to_their_sequence(backend, conjugate):
+    """At given latents: permuting sequences permutes weights; each alone has the weight that it has in company."""
+    oracle, programs, frames = conjugate
+    z = np.random.default_rng(0).standard_normal((4, 3))
+
+    def at(order):
+        if backend == "numpyro":
+            with on_jax("cpu", "float64"):
+                latents, parameters = {"z": jnp.asarray(z[order])}, jax.tree.map(jnp.asarray, oracle.parameters())
+                given = jnp.asarray(frames[order])
+                return np.asarray(numpyro_importance.log_weights_at(programs[backend], parameters, given, latents))
+        with on_torch("cpu", "float64"), torch.no_grad():
+            parameters = {name: torch.tensor(value) for name, value in oracle.parameters().items()}
+            latents, given = {"z": torch.tensor(z[order])}, torch.tensor(frames[order])
+            return pyro_importance.log_weights_at(programs[backend], parameters, given, latents).numpy()
+
+    together = at([0, 1, 2, 3])
+    np.testing.assert_allclose(at([2, 0, 3, 1]), together[[2, 0, 3, 1]], rtol=1e-12)
+    np.testing.assert_allclose([at([i])[0] for i in range(4)], together, rtol=1e-12)
+
+
+def test_equal_weights_return_that_weight_and_minus_infinity_stays():
+    equal = np.full((5, 2), -1234.5)
+    np.testing.assert_allclose(bounds.iwae_bound(equal, 5), [-1234.5, -1234.5])
+    np.testing.assert_allclose(
+        bounds.log_mean_exp(np.array([[-np.inf, 0.0], [-np.inf, -np.inf]])), [-np.inf, -np.log(2)]
+    )
+    with pytest.raises(ValueError, match="found 6"):
+        bounds.iwae_bound(equal, 6)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """One frame, one capsule, two positions; a large epsilon and no hidden layer (no kinks) suit quadrature."""
+    settings = {"num_timesteps": 1, "num_capsules": 1, "capsule_dim": 2, "spatial_width": 2}
+    experiment = small_experiment("static", epsilon=2.0, hidden=(), **settings)
+    rng = np.random.default_rng(8)
+    parameters = random_parameters(experiment, rng)
+    # a guide near the prior and a mild likelihood: weights without heavy tails, whose errors can be estimated
+    parameters = {name: value * (0.1 if name.startswith("guide") else 0.4) for name, value in parameters.items()}
+    parameters["mu"] = np.array(0.8)
+    frames = (rng.random((5, 1, 4, 5, 3)) < 0.5).astype(float)
+    W = lattice_of(experiment).neighborhood
+    truth = tiny_tvae_log_evidence(parameters, frames, W, experiment.epsilon, nodes=24)
+    coarser = tiny_tvae_log_evidence(parameters, frames, W, experiment.epsilon, nodes=16)
+    np.testing.assert_allclose(truth, coarser, atol=2e-4)  # the quadrature has converged
+    return {backend: assemble(experiment, backend) for backend in BACKENDS}, parameters, frames, truth
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tiny_tvae_has_the_evidence_of_quadrature(backend, tiny):
+    programs, parameters, frames, truth = tiny
+    n = 40_000
+    log_weights = draw_log_weights(backend, programs, parameters, frames, n, particles_per_chunk=4000)
+    ratio = np.exp(log_weights - truth)
+    assert (np.abs(ratio.mean(axis=0) - 1) < STANDARD_ERRORS * ratio.std(axis=0) / np.sqrt(n) + 2e-4).all()
+    elbo, iwae_10 = log_weights.mean(axis=0), bounds.iwae_bound(log_weights, 10)
+    assert (elbo < iwae_10).all()
+    assert (iwae_10 < truth).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("start", ["prior", "guide"])
+def test_annealing_reaches_the_evidence_of_the_tiny_tvae(backend, start, tiny):
+    programs, parameters, frames, truth = tiny
+    annealing = Annealing(start=start, num_temperatures=22, num_chains=400, num_leapfrog_steps=4, step_size=0.3)
+    forward, _ = bracket(backend, programs, parameters, frames, annealing)
+    ratio = np.exp(forward.log_weights - truth)
+    assert (np.abs(ratio.mean(axis=0) - 1) < STANDARD_ERRORS * ratio.std(axis=0) / 20 + 2e-4).all()
+    assert ((forward.acceptance_rates > 0.3) & (forward.acceptance_rates <= 1)).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("start", ["prior", "guide"])
+def test_forward_and_backward_bracket_the_evidence_and_close_with_temperatures(backend, start, conjugate):
+    oracle, programs, frames = conjugate
+    truth, gaps = oracle.log_evidence(frames), []
+    mean, covariance = oracle.posterior(frames)
+    z = mean + np.random.default_rng(1).multivariate_normal(np.zeros(3), covariance, size=4)
+    for num_temperatures in (7, 62):
+        annealing = Annealing(start, num_temperatures, num_chains=300, num_leapfrog_steps=5, step_size=0.2)
+        forward, backward = bracket(backend, programs, oracle.parameters(), frames, annealing, latents={"z": z})
+        # one posterior draw per sequence: its luck is shared by the chains, so sequences are the unit of the error
+        for walked, sign in ((forward, 1), (backward, -1)):
+            error = walked.log_weights.std(axis=0) / np.sqrt(300)
+            assert (sign * (walked.log_weights.mean(axis=0) - truth) < STANDARD_ERRORS * error + (sign < 0) * 1.5).all()
+        gaps.append(backward.log_weights.mean() - forward.log_weights.mean())
+    assert 0 <= gaps[1] < gaps[0] / 3
+    ratio = np.exp(forward.log_weights - truth)  # with 60 temperatures its distribution has a light tail
+    assert (np.abs(ratio.mean(axis=0) - 1) < STANDARD_ERRORS * ratio.std(axis=0) / np.sqrt(300)).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_temperatures_are_importance_sampling_from_the_start(backend, conjugate):
+    oracle, programs, frames = conjugate
+    annealing = Annealing("guide", num_temperatures=2, num_chains=2000)
+    forward, _ = bracket(backend, programs, oracle.parameters(), frames, annealing)
+    assert forward.acceptance_rates.shape == (0,)
+    plain = draw_log_weights(backend, programs, oracle.parameters(), frames, 2000, seed=9)
+    error = np.hypot(forward.log_weights.std(axis=0), plain.std(axis=0)) / np.sqrt(2000)
+    assert (np.abs(forward.log_weights.mean(axis=0) - plain.mean(axis=0)) < STANDARD_ERRORS * error).all()
+    np.testing.assert_allclose(forward.log_weights.std(axis=0), plain.std(axis=0), rtol=0.2)
+
+
+def test_paths():
+    for schedule in ("linear", "sigmoid"):
+        path = forward_path(Annealing(schedule=schedule, num_temperatures=9))
+        assert np.cumsum(path.increments)[-1] == pytest.approx(1)
+        np.testing.assert_allclose(np.cumsum(path.increments)[:-1], path.betas)
+        assert (path.increments > 0).all()
+        np.testing.assert_array_equal(path.reversed().betas, path.betas[::-1])
+    even = forward_path(Annealing(schedule="linear", num_temperatures=5)).increments
+    np.testing.assert_allclose(even, 0.25)
+    assert logsumexp(np.log(even)) == pytest.approx(0)

@@ -1,0 +1,483 @@
+"""Training objectives: their values are the bounds, their gradients those of the bounds' expectations."""
+
+from contextlib import ExitStack
+from functools import cache
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as numpyro_dist
+import pyro
+import pyro.distributions as pyro_dist
+import pytest
+import torch
+
+from ppl_tvae.config import Experiment
+from ppl_tvae.errors import UserError
+from ppl_tvae.inference.numpyro import svi as numpyro_svi
+from ppl_tvae.inference.numpyro import tracing as numpyro_tracing
+from ppl_tvae.inference.numpyro.device import on_device as on_jax
+from ppl_tvae.inference.numpyro.objectives import OBJECTIVES as NUMPYRO_OBJECTIVES
+from ppl_tvae.inference.numpyro.objectives import renyi_bound as numpyro_renyi_bound
+from ppl_tvae.inference.objective import Objective, kl_weight
+from ppl_tvae.inference.optimization import Optimization
+from ppl_tvae.inference.pyro import svi as pyro_svi
+from ppl_tvae.inference.pyro import tracing as pyro_tracing
+from ppl_tvae.inference.pyro.device import on_device as on_torch
+from ppl_tvae.inference.pyro.objectives import OBJECTIVES as PYRO_OBJECTIVES
+from ppl_tvae.inference.pyro.objectives import renyi_bound as pyro_renyi_bound
+from ppl_tvae.models.assembly import assemble
+from ppl_tvae.models.catalogue import OBJECTIVES
+from ppl_tvae.program import Program
+from tests.conftest import STANDARD_ERRORS
+from tests.inference import linear_gaussian
+from tests.small import random_parameters, small_experiment, small_frames
+
+BACKENDS = ("numpyro", "pyro")
+HOSTS = {"numpyro": (numpyro, jnp.exp, numpyro_dist), "pyro": (pyro, torch.exp, pyro_dist)}
+FOUR_PARTICLES = {
+    "elbo": Objective("elbo", 4, kl_warmup_steps=8),
+    "iwae": Objective("iwae", 4),
+    "iwae-dreg": Objective("iwae-dreg", 4),
+    "renyi": Objective("renyi", 4, alpha=0.3),
+}
+# Small programs are compiled in less time than they would gain by it.
+UNOPTIMISED = {"xla_backend_optimization_level": 0}
+
+
+@cache
+def compiled(objective, program):
+    def values_and_gradient(parameters, key, frames, step):
+        def values(parameters):
+            bound = NUMPYRO_OBJECTIVES[objective.name]
+            return jnp.broadcast_to(bound(objective, program, parameters, key, frames, step), frames.shape[:1])
+
+        bounds, pull_back = jax.vjp(values, parameters)
+        return bounds, pull_back(jnp.ones_like(bounds) / len(bounds))[0]
+
+    return jax.jit(values_and_gradient, compiler_options=UNOPTIMISED)
+
+
+def measured(objective, program, parameters, frames, seed=0, step=2):
+    """The objective of each sequence, (batch,), and the gradient of their mean by parameter. NumPyro, float64."""
+    with on_jax("cpu", "float64"):
+        parameters = {name: jnp.asarray(value) for name, value in parameters.items()}
+        arguments = jax.random.key(seed), jnp.asarray(frames), jnp.asarray(step)
+        results = compiled(objective, program)(parameters, *arguments)
+        return jax.tree.map(np.asarray, results)
+
+
+def measured_in_pyro(objective, program, parameters, frames, seed=0, step=2):
+    """The same in Pyro."""
+    with on_torch("cpu", "float64"), pyro_tracing.parameters_as({n: torch.tensor(v) for n, v in parameters.items()}):
+        torch.manual_seed(seed)
+        step = torch.full((), step)
+        values = PYRO_OBJECTIVES[objective.name](objective, program, torch.tensor(frames), step)
+        values.mean().backward()
+        leaves = dict(pyro.get_param_store().named_parameters())
+        gradient = {n: np.zeros(v.shape) if v.grad is None else v.grad.numpy() for n, v in leaves.items()}
+        return values.detach().numpy(), gradient
+
+
+MEASURED = {"numpyro": measured, "pyro": measured_in_pyro}
+
+
+@cache
+def conjugate(backend, *plate_size):
+    return linear_gaussian.program(*HOSTS[backend], *plate_size)
+
+
+def copies(count):
+    """One observation many times: sequences of a batch are independent draws."""
+    return np.repeat(linear_gaussian.observations(1), count, axis=0)
+
+
+def exact(alpha, num_particles):
+    """The expected bound of that observation, and its gradient by parameter."""
+    with on_jax("cpu", "float64"):
+        parameters = {name: jnp.asarray(value) for name, value in linear_gaussian.parameters().items()}
+
+        def bound(values):
+            return linear_gaussian.expected_bound(values, linear_gaussian.observations(1), num_particles, alpha)[0]
+
+        return jax.tree.map(np.asarray, jax.value_and_grad(bound)(parameters))
+
+
+EXPECTATIONS = [
+    (Objective("elbo"), exact(1.0, 1)),
+    (Objective("elbo", num_particles=3), exact(1.0, 1)),
+    (Objective("renyi", num_particles=3, alpha=1.0), exact(1.0, 1)),
+    (Objective("renyi", num_particles=2, alpha=0.4), exact(0.4, 2)),
+    (Objective("iwae", num_particles=2), exact(0.0, 2)),
+    (Objective("iwae-dreg", num_particles=1), exact(0.0, 1)),
+    (Objective("iwae-dreg", num_particles=2), exact(0.0, 2)),
+]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("objective", "expected"), EXPECTATIONS, ids=lambda case: str(case)[:60])
+def test_values_and_gradients_are_unbiased(backend, objective, expected):
+    """Against quadrature; `offset` occurs in model and guide, and the guide's b depends on its a."""
+    runs = [
+        MEASURED[backend](objective, conjugate(backend), linear_gaussian.parameters(), copies(400), seed)
+        for seed in range(40)
+    ]
+    found = {"bound": np.asarray([values.mean() for values, _ in runs])}
+    found |= {name: np.asarray([gradient[name] for _, gradient in runs]) for name in runs[0][1]}
+    for name, wanted in {"bound": expected[0], **expected[1]}.items():
+        error = found[name].std(0, ddof=1) / np.sqrt(len(runs))
+        assert (np.abs(found[name].mean(0) - wanted) <= STANDARD_ERRORS * error + 1e-9).all(), name
+
+
+@pytest.mark.parametrize("plate_size", [(), (100_000,)], ids=["plain plate", "subsampled plate"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bounds_rise_to_the_evidence_and_stay_below(backend, plate_size):
+    """A plate larger than the frames has a scale, which the hosts apply to log weights; a bound must not see it."""
+    truth = linear_gaussian.log_evidence(linear_gaussian.parameters(), linear_gaussian.observations(1))[0]
+    ladder = [Objective("elbo"), *(Objective("iwae", num_particles) for num_particles in (2, 20))]
+    program = conjugate(backend, *plate_size)
+    draws = [MEASURED[backend](step, program, linear_gaussian.parameters(), copies(3000), 1)[0] for step in ladder]
+    means = np.asarray([draw.mean() for draw in draws])
+    errors = np.asarray([draw.std() for draw in draws]) / np.sqrt(3000)
+    for index, (_, (wanted, _)) in {0: EXPECTATIONS[0], 1: EXPECTATIONS[4]}.items():
+        assert abs(means[index] - wanted) <= STANDARD_ERRORS * errors[index] + 1e-9
+    assert (np.diff(means) > STANDARD_ERRORS * np.hypot(errors[1:], errors[:-1])).all()
+    assert (means < truth + STANDARD_ERRORS * errors).all()
+    assert truth - means[-1] < 0.25 * (truth - means[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["iwae", "iwae-dreg", "renyi"])
+def test_equal_weights_give_that_weight(backend, name):
+    """With the exact posterior as guide every weight is p(x); then DReG alone has no noise for the guide."""
+    parameters, frames = linear_gaussian.parameters_with_exact_guide(), linear_gaussian.observations(2)
+    values, gradient = MEASURED[backend](FOUR_PARTICLES[name], conjugate(backend), parameters, frames)
+    np.testing.assert_allclose(values, linear_gaussian.log_evidence(parameters, frames), rtol=1e-12)
+    size_in_guide = max(np.abs(value).max() for site, value in gradient.items() if "guide" in site)
+    assert size_in_guide < 1e-12 if name == "iwae-dreg" else size_in_guide > 1e-2
+    assert np.abs(gradient["loading"]).max() > 1e-2
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_signal_to_noise_of_the_guides_gradient(backend):
+    """It falls as K**-0.5 for plain IWAE (Rainforth et al. 2018, arXiv 1802.04537), and does not for DReG.
+
+    So the theory says of many particles, or of a guide near the optimum, where few are many.
+    """
+    parameters, slopes = linear_gaussian.parameters(perturbation=0.05), {}
+    counts = np.asarray([1, 50])
+    for name in ("iwae", "iwae-dreg"):
+        ratios = []
+        for num_particles in counts:
+            objective = Objective(name, int(num_particles))
+            runs = [MEASURED[backend](objective, conjugate(backend), parameters, copies(50), s)[1] for s in range(40)]
+            guides = [np.concatenate([np.ravel(v) for n, v in run.items() if "guide" in n]) for run in runs]
+            ratios.append(np.abs(np.mean(guides, axis=0)) / np.std(guides, axis=0))
+        slopes[name] = np.polyfit(np.log(counts), np.log(np.median(ratios, axis=1)), 1)[0]
+    assert slopes["iwae"] < -0.35, slopes
+    assert slopes["iwae-dreg"] > 0.15, slopes
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_renyi_contains_iwae(backend):
+    arguments = conjugate(backend), linear_gaussian.parameters(), linear_gaussian.observations(2)
+    iwae, gradient = MEASURED[backend](FOUR_PARTICLES["iwae"], *arguments)
+    renyi, same_gradient = MEASURED[backend](Objective("renyi", 4, alpha=0.0), *arguments)
+    np.testing.assert_array_equal(renyi, iwae)
+    np.testing.assert_array_equal(same_gradient["loading"], gradient["loading"])
+    np.testing.assert_allclose(MEASURED[backend](FOUR_PARTICLES["iwae-dreg"], *arguments)[0], iwae, rtol=1e-14)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_renyi_bound_falls_with_alpha_to_the_elbo_and_beyond(backend):
+    orders, draws = (-1.0, 0.0, 0.5, 1.0, 3.0), np.random.default_rng(0).normal(-1e4, 30.0, (6, 4))
+
+    def bound(log_weights, alpha):
+        with on_jax("cpu", "float64"):
+            if backend == "pyro":
+                return pyro_renyi_bound(torch.tensor(log_weights), alpha).numpy()
+            return np.asarray(numpyro_renyi_bound(jnp.asarray(log_weights), alpha))
+
+    assert (np.diff([bound(draws, alpha) for alpha in orders], axis=0) < 0).all()
+    np.testing.assert_allclose(bound(draws, 1 - 1e-8), draws.mean(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(bound(draws, 1.0), draws.mean(axis=0), rtol=1e-14)
+    for alpha in orders:
+        np.testing.assert_allclose(bound(np.full((4, 2), -1e4), alpha), -1e4)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_sequence_does_not_see_its_neighbours(backend, name):
+    """The same noise, another neighbour: value and gradient of the first sequence stay."""
+    objective = FOUR_PARTICLES[name]
+    frames = linear_gaussian.observations(3)
+    beside = [np.stack([frames[0], other]) for other in (frames[1], 3 + frames[2])]
+    runs = [MEASURED[backend](objective, conjugate(backend), linear_gaussian.parameters(), pair) for pair in beside]
+    assert runs[0][0][0] == runs[1][0][0]
+    assert runs[0][0][1] != runs[1][0][1]
+    alike = [np.stack([frames[0], frames[0]]), np.stack([frames[0], frames[1]]), np.stack([frames[1], frames[0]])]
+    alike.append(alike[0] * 0 + frames[1])
+    first, mixed, swapped, second = (
+        MEASURED[backend](objective, conjugate(backend), linear_gaussian.parameters(), pair)[1] for pair in alike
+    )
+    for site, value in first.items():  # the gradient of the mean is the mean of those of each by itself
+        np.testing.assert_allclose(value + second[site], mixed[site] + swapped[site], rtol=1e-10, atol=1e-12)
+
+
+class Noise:
+    """Standard normal draws in the order of the guide's sites, given to Pyro's Normal instead of its own."""
+
+    def __init__(self, program, parameters, frames, num_particles):
+        with on_jax("cpu", "float64"):
+            parameters = {name: jnp.asarray(value) for name, value in parameters.items()}
+            key = jax.random.key(0)
+            keys = jax.random.split(key, num_particles) if num_particles > 1 else [key]
+            traces = [numpyro_tracing.program_traces(program, parameters, k, jnp.asarray(frames))[0] for k in keys]
+            sites = [numpyro_tracing.latent_sites(trace).values() for trace in traces]
+            self.draws = [
+                np.concatenate([_noise(site) for site in particles]) for particles in zip(*sites, strict=True)
+            ]
+
+    def __call__(self, shape, dtype, device):
+        return torch.tensor(self.draws.pop(0), dtype=dtype).reshape(shape)
+
+
+def _noise(site):
+    normal = getattr(site["fn"], "base_dist", site["fn"])
+    return np.asarray((site["value"] - normal.loc) / normal.scale)
+
+
+@pytest.mark.parametrize("case", ["linear-gaussian", "tvae"])
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_backends_agree(name, case, monkeypatch):
+    """Values and gradients at the same latents."""
+    objective = FOUR_PARTICLES[name]
+    if case == "tvae":
+        rng, experiment = np.random.default_rng(3), small_experiment()
+        parameters, frames = random_parameters(experiment, rng), small_frames(experiment, 2, rng)
+        programs = [assemble(experiment, backend) for backend in BACKENDS]
+    else:
+        parameters, frames = linear_gaussian.parameters(), linear_gaussian.observations(2)
+        programs = [conjugate(backend) for backend in BACKENDS]
+    ours = measured(objective, programs[0], parameters, frames)
+    noise = Noise(programs[0], parameters, frames, objective.num_particles)
+    monkeypatch.setattr("torch.distributions.normal._standard_normal", noise)
+    theirs = measured_in_pyro(objective, programs[1], parameters, frames)
+    assert not noise.draws
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-10)
+    assert ours[1].keys() == theirs[1].keys()
+    for site, gradient in ours[1].items():
+        np.testing.assert_allclose(
+            gradient, theirs[1][site], rtol=1e-7, atol=1e-9 * np.abs(gradient).max(), err_msg=site
+        )
+
+
+def nested_plates(backend, layout):
+    """A latent of two parts: as an event, or in a plate outside or inside of the sequences."""
+    host, exp, dist = HOSTS[backend]
+
+    def plates(frames):
+        if layout == "event":
+            return (host.plate("sequences", frames.shape[0]),)
+        inner, outer = (-1, -2) if layout == "inside" else (-2, -1)
+        return host.plate("parts", 2, dim=inner), host.plate("sequences", frames.shape[0], dim=outer)
+
+    def site(plates, name, distribution, **observed):
+        with ExitStack() as stack:
+            for plate in plates:
+                stack.enter_context(plate)
+            return host.sample(name, distribution.to_event(1) if layout == "event" else distribution, **observed)
+
+    def model(frames):
+        x, within = arranged(frames), plates(frames)
+        z = site(within, "z", dist.Normal(0.0 * x, 1.0))
+        site(within, "x", dist.Normal(z + host.param("shift"), 1.0), obs=x)
+
+    def guide(frames):
+        loc = host.param("gain") * arranged(frames)
+        site(plates(frames), "z", dist.Normal(loc, exp(host.param("log_scale"))))
+
+    def arranged(frames):
+        x = frames[:, :, 0, 0, 0]
+        return x.T if layout == "outside" else x
+
+    return Program(model, guide)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_weights_are_per_sequence_in_nested_plates(backend):
+    parameters = {"shift": np.asarray(0.3), "gain": np.asarray(0.8), "log_scale": np.asarray(0.1)}
+    frames, objective = linear_gaussian.observations(3)[:, :2], Objective("iwae-dreg", num_particles=3)
+    runs = {
+        layout: MEASURED[backend](objective, nested_plates(backend, layout), parameters, frames)
+        for layout in ("event", "inside")
+    }
+    np.testing.assert_allclose(runs["event"][0], runs["inside"][0], rtol=1e-12)
+    for site, gradient in runs["event"][1].items():
+        np.testing.assert_allclose(gradient, runs["inside"][1][site], rtol=1e-10)
+    # Plates the other way round draw in another order, so there it is only that the shapes fit.
+    values, gradient = MEASURED[backend](objective, nested_plates(backend, "outside"), parameters, frames)
+    assert values.shape == (3,)
+    assert gradient["gain"] != 0
+
+
+def test_parameters_within_modules_are_constant_too_where_they_must_be():
+    """Pyro's modules keep their parameters themselves; DReG of such a guide is that of one with plain parameters."""
+    net = torch.nn.Linear(3, 1, dtype=torch.float64)
+
+    def model(frames):
+        with pyro.plate("sequences", frames.shape[0]):
+            z = pyro.sample("z", pyro_dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", pyro_dist.Normal(z + torch.zeros(3), 1.0).to_event(1), obs=frames[:, :, 0, 0, 0])
+
+    def with_module(frames):
+        encoder = pyro.module("guide", net)
+        with pyro.plate("sequences", frames.shape[0]):
+            pyro.sample("z", pyro_dist.Normal(encoder(frames[:, :, 0, 0, 0]), 0.5).to_event(1))
+
+    def with_parameters(frames):
+        weight, bias = pyro.param("weight", net.weight.detach().clone()), pyro.param("bias", net.bias.detach().clone())
+        with pyro.plate("sequences", frames.shape[0]):
+            loc = frames[:, :, 0, 0, 0] @ weight.T + bias
+            pyro.sample("z", pyro_dist.Normal(loc, 0.5).to_event(1))
+
+    gradients = []
+    for guide in (with_module, with_parameters):
+        with on_torch("cpu", "float64"), pyro.get_param_store().scope():
+            torch.manual_seed(0)
+            frames = torch.tensor(linear_gaussian.observations(3))
+            values = PYRO_OBJECTIVES["iwae-dreg"](Objective("iwae-dreg", 4), Program(model, guide), frames, 0)
+            values.sum().backward()
+            gradients.append([leaf.grad for _, leaf in pyro.get_param_store().named_parameters()])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def with_mistake(backend, mistake):
+    host, exp, dist = HOSTS[backend]
+    zeros = jnp.zeros if backend == "numpyro" else torch.zeros
+
+    def latent(plate, loc):
+        if mistake == "global latent":
+            host.sample("theta", dist.Normal(loc, 1.0))
+        if mistake == "no plate":
+            return host.sample("z", dist.Normal(zeros(plate.size) + loc, 1.0).to_event(1))
+        with plate:
+            if mistake == "not reparameterised":
+                return host.sample("z", dist.Bernoulli(exp(loc - 1)))
+            return host.sample("z", dist.Normal(loc, 1.0))
+
+    def model(frames):
+        plate = host.plate("sequences", frames.shape[0])
+        z = latent(plate, 0.0 * host.param("loc"))
+        with plate:
+            host.sample("x", dist.Normal(z, 1.0), obs=frames[:, 0, 0, 0, 0])
+
+    def guide(frames):
+        latent(host.plate("sequences", frames.shape[0]), host.param("loc"))
+
+    return Program(model, guide)
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ("global latent", "site 'theta' inside the plate 'sequences', found it outside"),
+        ("no plate", "site 'z' inside the plate 'sequences', found it outside"),
+        ("not reparameterised", "expected a reparameterised distribution at the guide's site 'z', found Bernoulli"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(name, backend, mistake, words):
+    """A global latent would make one bound of the whole batch; the hosts' RenyiELBO does so silently."""
+    arguments = with_mistake(backend, mistake), {"loc": np.asarray(0.2)}, linear_gaussian.observations(3)
+    with pytest.raises(UserError, match=words):
+        MEASURED[backend](FOUR_PARTICLES[name], *arguments)
+
+
+@pytest.mark.parametrize("xp", [np, jnp, torch])
+def test_weight_of_the_kl_part(xp):
+    weights = [float(kl_weight(Objective("elbo", kl_warmup_steps=4), xp.asarray(step))) for step in (0, 1, 3, 4, 9)]
+    assert weights == [0.0, 0.25, 0.75, 1.0, 1.0]
+    assert kl_weight(Objective("elbo"), xp.asarray(0)) == 1.0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_kl_warm_up_weights_the_kl_part_and_ends_as_the_elbo(backend):
+    warm, plain = FOUR_PARTICLES["elbo"], Objective("elbo", 4)
+    arguments = conjugate(backend), linear_gaussian.parameters(), linear_gaussian.observations(2)
+    at = {step: MEASURED[backend](warm, *arguments, step=step) for step in (0, 4, 8, 9)}
+    values, gradient = MEASURED[backend](plain, *arguments)
+    for step in (8, 9):
+        np.testing.assert_array_equal(at[step][0], values)
+        np.testing.assert_array_equal(at[step][1]["guide.gain_a"], gradient["guide.gain_a"])
+    np.testing.assert_allclose(at[4][0], (at[0][0] + values) / 2, rtol=1e-12)
+    assert (at[0][0] > values).all()
+    assert at[0][1]["coupling"] == 0.0  # of the prior alone
+
+
+class Frames(NamedTuple):
+    frames: np.ndarray
+
+
+def trainer(backend, objective):
+    """A trainer of the small vae whose plans are its frames."""
+    module = {"numpyro": numpyro_svi, "pyro": pyro_svi}[backend]
+    optimization = Optimization("adam", 1e-3, 0.9, 0.0, "constant", 0, 100)
+    program = assemble(small_experiment("vae"), backend)
+    return module.Trainer(program, objective, optimization, lambda _, p: p.frames, Frames(np.zeros(1)), plans(1)[0], 0)
+
+
+def plans(count):
+    rng = np.random.default_rng(8)
+    batches = [small_frames(small_experiment("vae"), 3, rng).astype(np.float32) for _ in range(count)]
+    return [Frames(batches[0]), Frames(np.stack(batches))]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_warm_up_goes_by_the_step_of_the_state_and_never_by_held_out_sequences(backend):
+    """Not by the place in a chunk: chunks and resumption change no bit. Held out, all objectives have one ELBO."""
+    objective, other = Objective("elbo", kl_warmup_steps=5), Objective("iwae-dreg", 3)
+    on, batches = {"numpyro": on_jax, "pyro": on_torch}[backend], plans(8)[1].frames
+    with on("cpu", "float32"):
+        first = trainer(backend, objective)
+        start, held_out = first.snapshot(), first.held_out_loss(Frames(batches))
+        losses, whole = first.advance(Frames(batches)), first.parameters()
+        first.rewind(start)
+        beginning, middle = first.advance(Frames(batches[:3])), first.state()
+        resumed = trainer(backend, objective)
+        resumed.restore(middle)
+        rest = resumed.advance(Frames(batches[3:]))
+        np.testing.assert_array_equal(losses, np.concatenate([beginning, rest]))
+        assert all((whole[name] == value).all() for name, value in resumed.parameters().items())
+        assert losses[0] < held_out < 1.1 * losses[-1]  # without the KL part at first, with all of it at last
+        assert trainer(backend, other).held_out_loss(Frames(batches)) == held_out
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"objective": "iwae", "alpha": 0.5}, "expected alpha only with objective 'renyi', found 0.5 with 'iwae'"),
+        ({"objective": "iwae", "kl_warmup_steps": 9}, "expected kl_warmup_steps only with objective 'elbo'"),
+        ({"kl_warmup_steps": 5, "steps": 5}, "expected fewer kl_warmup_steps than the 5 steps, found 5"),
+        ({"num_particles": 0}, "expected num_particles of at least 1, found 0"),
+        ({"objective": "iwea"}, "expected the name of a objective, found 'iwea'; did you mean 'iwae'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        Experiment(**settings).resolved()
+
+
+def test_settings_are_filled_in():
+    found = {name: Experiment(objective=name).resolved() for name in OBJECTIVES}
+    assert {name: e.num_particles for name, e in found.items()} == {"elbo": 1, "iwae": 10, "iwae-dreg": 10, "renyi": 10}
+    assert {name: e.alpha for name, e in found.items()} == {"elbo": None, "iwae": None, "iwae-dreg": None, "renyi": 0.5}
+    assert Experiment(objective="renyi", alpha=0.0).resolved().alpha == 0.0
+
+
+def test_catalogue_backends_and_settings_name_the_same_objectives():
+    assert OBJECTIVES.keys() == NUMPYRO_OBJECTIVES.keys() == PYRO_OBJECTIVES.keys()

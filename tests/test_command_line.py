@@ -1,0 +1,344 @@
+"""The command line: what it prints, and one sentence with exit code 2 for every mistake, nothing lost and nothing left.
+
+The ways in which data files can be wrong are many and tested in tests/data; here a few of them stand for all.
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ppl_tvae import runs
+from ppl_tvae.cli import main
+from ppl_tvae.runs import open_run
+from tests.small_runs import BACKENDS, files_in, outcome, small_arguments
+
+CELLS = 4 * 4  # of the small program: timesteps times positions
+
+
+def fails(arguments: Sequence[object], capsys: pytest.CaptureFixture[str], code: int = 2) -> str:
+    """The one sentence of a command that fails."""
+    capsys.readouterr()
+    try:
+        found = main([str(argument) for argument in arguments])
+    except SystemExit as leaving:  # argparse's own mistakes
+        found = leaving.code
+    printed = capsys.readouterr()
+    assert found == code, printed
+    assert printed.out == ""
+    assert printed.err.startswith("ppl-tvae")
+    assert printed.err.count("\n") == 1
+    return printed.err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    assert main(small_arguments(folder, "pyro", folder / "run")) == 0
+    return folder
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path) -> Path:
+    """A trained run of one's own."""
+    return Path(shutil.copytree(trained / "run", tmp_path / "run"))
+
+
+def saved(folder: Path, **arrays: object) -> Path:
+    path = folder / "own.npz"
+    np.savez(path, **arrays)
+    return path
+
+
+def written(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def matrix(folder: Path, values: np.ndarray) -> Path:
+    np.save(folder / "w.npy", values)
+    return folder / "w.npy"
+
+
+GREY = np.full((10, 6, 6), 0.5)
+
+
+def zero_row() -> np.ndarray:
+    return np.diag([0.0] + [1.0] * (CELLS - 1))
+
+
+def truncated_archive(folder: Path) -> Path:
+    path = saved(folder, images=GREY)
+    return written(path, path.read_bytes()[:300])
+
+
+def idx_folder(folder: Path, content: bytes) -> Path:
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        written(folder / f"{name}-ubyte", content)
+    (folder / "mnist").mkdir()
+    for path in folder.glob("*-ubyte"):
+        path.rename(folder / "mnist" / path.name)
+    return folder
+
+
+def wrong_checksum(folder: Path) -> Path:
+    idx_folder(folder, b"")
+    written(folder / "mnist" / "train-images-idx3-ubyte.gz", b"not it")
+    return folder
+
+
+def program(folder: Path, text: str) -> Path:
+    return written(folder / "own.py", text)
+
+
+# Settings that make `train` fail, given a folder for the files they need, and words of the sentence.
+WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
+    "rank": (lambda f: {"data": saved(f, images=GREY[0])}, "expected 'images' of shape"),
+    "dtype": (lambda f: {"data": saved(f, images=GREY.astype(int))}, "found int64"),
+    "range": (lambda f: {"data": saved(f, images=3 * GREY)}, "expected 'images' in [0, 1], found 1.5 to 1.5"),
+    "nan": (lambda f: {"data": saved(f, images=np.nan * GREY)}, "found NaN"),
+    "no archive": (lambda f: {"data": f / "none.npz"}, "found 'No such file or directory'"),
+    "empty archive": (lambda f: {"data": written(f / "own.npz", b"")}, "found an empty file"),
+    "truncated archive": (lambda f: {"data": truncated_archive(f)}, "found a damaged or different one"),
+    "empty idx": (lambda f: {"data": "mnist", "data_dir": idx_folder(f, b"")}, "found an empty file"),
+    "truncated idx": (lambda f: {"data": "mnist", "data_dir": idx_folder(f, b"\0\0\x08\x03")}, "found only 4 bytes"),
+    "checksum": (lambda f: {"data": "mnist", "data_dir": wrong_checksum(f)}, "expected md5"),
+    "too few": (lambda f: {"data": saved(f, images=GREY[:3])}, "expected validation sequences, found none"),
+    "lattice size": (lambda f: {"lattice": matrix(f, np.eye(5))}, "of shape (16, 16), one row per"),
+    "lattice sign": (lambda f: {"lattice": matrix(f, -np.eye(CELLS))}, "without negative or non-finite entries"),
+    "lattice nan": (lambda f: {"lattice": matrix(f, np.nan * np.eye(CELLS))}, "without negative or non-finite"),
+    "lattice row": (lambda f: {"lattice": matrix(f, zero_row())}, "found a zero row 0"),
+    "lattice text": (lambda f: {"lattice": matrix(f, np.full((CELLS, CELLS), "1"))}, "matrix of numbers"),
+    "no lattice": (lambda f: {"lattice": f / "none.npy"}, "found no such file"),
+    "lattice file": (lambda f: {"lattice": written(f / "w.npy", b"1 2 3")}, "expected a matrix saved with numpy.save"),
+    "backend": (lambda f: {"backend": "pyrho"}, "did you mean 'pyro'?"),
+    "model": (lambda f: {"model": "statik"}, "did you mean 'static'?"),
+    "likelihood": (lambda f: {"likelihood": "bernoulli-gray"}, "did you mean 'bernoulli-grey'?"),
+    "data set": (lambda f: {"data": "digit"}, "did you mean 'digits'?"),
+    "transform": (lambda f: {"transforms": "rotation,hu"}, "did you mean 'hue'?"),
+    "no transform": (lambda f: {"transforms": ","}, "expected at least one transform"),
+    "seed": (lambda f: {"seed": -1}, "expected a seed between 0"),
+    "window": (lambda f: {"temporal_window": 9}, "expected a temporal window between 1 and the 4 timesteps"),
+    "number": (lambda f: {"steps": "many"}, "invalid int value: 'many'"),
+    "setting": (lambda f: {"stepz": 3}, "unrecognized arguments: --stepz=3"),
+    "config key": (lambda f: {"config": written(f / "e.toml", "lr = 1")}, "expected the name of a setting, found 'lr'"),
+    "config type": (lambda f: {"config": written(f / "e.toml", "seed = 'x'")}, "expected int for the setting 'seed'"),
+    "config syntax": (lambda f: {"config": written(f / "e.toml", "seed 3")}, "expected TOML in"),
+    "no config": (lambda f: {"config": f / "none.toml"}, "found: No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("mistake", WRONG)
+def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(mistake, tmp_path, capsys):
+    settings, words = WRONG[mistake]
+    (tmp_path / "files").mkdir()
+    arguments = small_arguments(tmp_path, out=tmp_path / "run", **{"backend": "pyro", **settings(tmp_path / "files")})
+    assert words in fails(arguments, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+OWN = {"num_capsules": None, "capsule_dim": None, "hidden": None}
+PROGRAMS = {
+    "raises": ("raise ValueError('so\\nthere')", "found that running it raises ValueError"),
+    "no guide": ("def model(frames): pass", "found no guide"),
+    "syntax": ("def model(", "SyntaxError"),
+    "breaks": ("def model(frames):\n    return frames.nothing\nguide = model", "has no attribute 'nothing'"),
+    "no plate": (
+        "import pyro, pyro.distributions as d\n"
+        "def guide(frames): pyro.param('p', frames.mean())\n"
+        "def model(frames): pyro.sample('x', d.Normal(0., 1.).expand(frames.shape), obs=frames)\n",
+        "the plate 'sequences'",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", PROGRAMS)
+def test_a_program_that_does_not_run_is_one_sentence(mistake, tmp_path, capsys):
+    text, words = PROGRAMS[mistake]
+    model = program(tmp_path, text)
+    told = fails(small_arguments(tmp_path, "pyro", tmp_path / "run", model=model, **OWN), capsys)
+    assert words in told
+    assert ("at line 2" in told) == (mistake == "breaks")
+    assert not (tmp_path / "run").exists()
+    model.unlink()
+    told = fails(small_arguments(tmp_path, "pyro", tmp_path / "run", model=model, **OWN), capsys)
+    assert "expected a program file at" in told
+
+
+def test_a_mistake_that_is_mended_does_not_block_the_next_try(tmp_path, capsys):
+    fails(small_arguments(tmp_path, "pyro", tmp_path / "run", lattice=matrix(tmp_path, zero_row())), capsys)
+    arguments = small_arguments(tmp_path, "pyro", tmp_path / "run", lattice=matrix(tmp_path, np.eye(CELLS)), steps=2)
+    assert main(arguments) == 0
+    assert "found that" in fails(arguments, capsys)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gpu(backend, tmp_path, capsys):
+    told = fails(small_arguments(tmp_path, backend, tmp_path / "run", device="cuda"), capsys)
+    assert "expected a GPU for device 'cuda', found none" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_exists_is_left_as_it_is(run, tmp_path, capsys):
+    before = files_in(run)
+    assert "expected a new directory for the run" in fails(small_arguments(tmp_path, "pyro", run), capsys)
+    assert files_in(run) == before
+
+
+@pytest.mark.parametrize("command", ["evaluate", "figures", "train"])
+def test_what_is_not_a_run(command, tmp_path, capsys):
+    arguments = [command, tmp_path] if command != "train" else [command, "--resume", "--out", tmp_path]
+    assert "expected a run directory with a config.toml" in fails(arguments, capsys)
+
+
+def test_resume_with_other_settings(run, tmp_path, capsys):
+    before = files_in(run)
+    told = fails(["train", "--resume", "--out", run, "--seed", "4"], capsys)
+    assert "expected the run's own seed = 3 with --resume, found 4" in told
+    config = written(tmp_path / "e.toml", "backend = 'pyro'\nmodel = 'static'")
+    assert "found 'static'" in fails(["train", "--resume", "--out", run, "--config", config], capsys)
+    assert "expected more steps than the 40" in fails(["train", "--resume", "--out", run, "--steps", "39"], capsys)
+    assert "expected --out RUN with --resume" in fails(["train", "--resume"], capsys)
+    assert files_in(run) == before
+
+
+def test_the_same_command_with_resume_goes_on(trained, tmp_path, capsys):
+    """Also with own files, of which the run has copies, and with the run's own config.toml."""
+    own = {"lattice": matrix(tmp_path, np.eye(CELLS))}
+    arguments = small_arguments(tmp_path, "pyro", tmp_path / "run", **own)
+    assert main(arguments) == 0
+    assert main([*arguments, "--resume", "--steps=50"]) == 0
+    config = tmp_path / "run" / "config.toml"
+    assert main(["train", "--resume", f"--out={tmp_path / 'run'}", f"--config={config}", "--steps=60"]) == 0
+    assert open_run(tmp_path / "run").checkpoint().step == 60
+    matrix(tmp_path, 2 * np.eye(CELLS))
+    assert "own lattice = " in fails([*arguments, "--resume", "--steps=70"], capsys)
+
+
+def test_the_config_of_a_run_repeats_it(trained, tmp_path):
+    assert main(["train", "--config", str(trained / "run" / "config.toml"), "--out", str(tmp_path / "again")]) == 0
+    assert outcome(open_run(tmp_path / "again")) == outcome(open_run(trained / "run"))
+
+
+def test_a_run_that_filled_the_disk_goes_on_when_there_is_room(trained, tmp_path, capsys, monkeypatch):
+    fsync, calls = os.fsync, []
+
+    def filling_fsync(file: int) -> None:
+        calls.append(file)
+        if len(calls) > 5:  # after the experiment, the parameters, the metrics and the state of step 0
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(file)
+
+    monkeypatch.setattr(runs.os, "fsync", filling_fsync)
+    told = fails(small_arguments(tmp_path, "pyro", tmp_path / "run"), capsys)
+    assert "found: No space left on device" in told
+    monkeypatch.undo()
+    assert main(["train", "--resume", "--out", str(tmp_path / "run")]) == 0
+    assert outcome(open_run(tmp_path / "run")) == outcome(open_run(trained / "run"))
+
+
+def test_no_permission_to_write(tmp_path, capsys, monkeypatch):
+    def forbidden(path: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", forbidden)
+    told = fails(small_arguments(tmp_path, "pyro", tmp_path / "run"), capsys)
+    assert "expected to be able to write to" in told
+    assert "found: Permission denied" in told
+
+
+def test_a_diverged_run_exits_with_3(tmp_path, capsys):
+    told = fails(small_arguments(tmp_path, "pyro", tmp_path / "run", learning_rate=1e30), capsys, code=3)
+    assert "the loss at step" in told
+    assert "start a new run with a smaller --learning-rate" in told
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--estimators", "iwea"], "did you mean 'iwae'?"),
+        (["--estimators", ","], "expected at least one estimator"),
+        (["--particles", "0"], "expected numbers of particles of at least 1"),
+        (["--particles", "ten"], "argument --particles"),
+        (["--split", "tset"], "did you mean 'test'?"),
+        (["--max-sequences", "0"], "expected max_sequences of at least 1"),
+        (["--backend", "numpiro"], "did you mean 'numpyro'?"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+        (["--device", "cuda"], "expected a GPU"),
+        (["--seed", "-1"], "expected a seed between 0"),
+    ],
+)
+def test_wrong_evaluations(options, words, trained, capsys):
+    assert words in fails(["evaluate", trained / "run", *options], capsys)
+    assert not (trained / "run" / "evaluation.json").exists()
+
+
+def test_damaged_parameters(run, capsys):
+    written(run / "parameters.safetensors", b"")
+    assert "found a damaged file" in fails(["evaluate", run], capsys)
+
+
+def test_a_program_is_of_its_backend(run, capsys):
+    written(run / "program.py", "")
+    config = (run / "config.toml").read_text()
+    kept = ("backend", "data ", "data_dir", "seed")
+    own = [line for line in config.splitlines() if line.startswith(kept)]
+    written(run / "config.toml", "\n".join(['model = "program.py"', *own]))
+    assert "expected backend 'pyro', for which" in fails(["evaluate", run, "--backend", "numpyro"], capsys)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["data", "show"], "expected the name of a data set after 'data show'"),
+        (["data", "show", "digitz"], "did you mean 'digits'?"),
+        (["data", "fetch", "mnits"], "did you mean 'mnist'?"),
+        (["data", "show", "digits", "--transforms", "scael"], "did you mean 'scale'?"),
+        (["data", "show", "digits", "--sequences", "0"], "expected a limit of at least 1"),
+        (["data", "show", "digits", "--out", "sheet.docx"], "ending in .png"),
+        (["trian"], "invalid choice: 'trian'"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_other_wrong_commands(arguments, words, capsys):
+    assert words in fails(arguments, capsys)
+
+
+def printed_json(arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> object:
+    def no_constant(name: str) -> None:
+        raise AssertionError(f"{name} is no JSON")
+
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 0
+    return json.loads(capsys.readouterr().out, parse_constant=no_constant)
+
+
+def test_json(run, tmp_path, capsys):
+    trained = printed_json(["train", "--resume", "--out", run, "--steps", "45", "--json"], capsys)
+    assert trained["run"] == str(run)
+    assert trained["best_elbo_per_frame"] >= trained["first_elbo_per_frame"]
+    options = ["--particles", "1,2", "--max-sequences", "1", "--json"]
+    records = printed_json(["evaluate", run, *options], capsys)
+    assert [(each["estimator"], each["num_particles"]) for each in records] == [("elbo", 2), ("iwae", 1), ("iwae", 2)]
+    assert records[0]["standard_error"] is None  # of one sequence
+    assert json.loads((run / "evaluation.json").read_text()) == records
+    assert Path(printed_json(["figures", run, "--json"], capsys)["figures"][0]).is_file()
+    assert "digits" in printed_json(["data", "list", "--json"], capsys)
+    assert "tvae" in printed_json(["models", "--json"], capsys)["model"]
+    shown = ["data", "show", saved(tmp_path, images=GREY), "--out", tmp_path / "sheet.png", "--sequences", "2"]
+    assert Path(printed_json([*shown, "--json"], capsys)["sheet"]).is_file()
+
+
+def test_text(run, tmp_path, capsys):
+    main(["evaluate", str(run), "--particles=2", "--max-sequences=3", "--estimators=elbo"])
+    assert "3 test sequences, likelihood bernoulli, nats per frame +- standard error" in capsys.readouterr().out
+    sheet = tmp_path / "{braces}.png"
+    assert main(["data", "show", str(saved(tmp_path, images=GREY)), "--out", str(sheet), "--sequences=2"]) == 0
+    assert capsys.readouterr().out == f"{sheet}\n"
+    assert sheet.is_file()
+    assert main(["models"]) == main(["data", "list"]) == 0

@@ -1,0 +1,134 @@
+"""Experiments: through TOML and back, and a sentence for every setting that is wrong."""
+
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from ppl_tvae.config import Experiment, experiment_from, read_toml
+from ppl_tvae.errors import UserError
+from ppl_tvae.models import catalogue
+
+
+def toml(folder: Path, text: str | bytes) -> Path:
+    path = folder / "experiment.toml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+@pytest.mark.parametrize("model", catalogue.MODELS)
+def test_resolved_experiments_survive_toml_and_resolution(model, tmp_path):
+    resolved = Experiment(model=model, seed=7, learning_rate=0.25, hidden=(5, 4)).resolved()
+    assert resolved.resolved() == resolved
+    assert read_toml(toml(tmp_path, tomli_w.dumps(resolved.to_mapping()))) == resolved
+
+
+def test_every_setting_is_described_and_has_a_type_that_toml_can_hold():
+    mapping = Experiment().resolved().to_mapping()
+    assert experiment_from(mapping) == Experiment().resolved()
+    assert all(setting.metadata["help"] for setting in fields(Experiment))
+
+
+def test_whole_numbers_are_numbers():
+    assert experiment_from({"learning_rate": 1}).learning_rate == 1.0
+
+
+def test_files_named_in_a_toml_lie_relative_to_it(tmp_path):
+    text = 'model = "own.py"\nlattice = "w.npy"\ndata = "/elsewhere/own.npz"\ndata_dir = "files"'
+    experiment = read_toml(toml(tmp_path, text))
+    assert experiment.model == str(tmp_path / "own.py")
+    assert experiment.lattice == str(tmp_path / "w.npy")
+    assert experiment.data == "/elsewhere/own.npz"
+    assert experiment.data_dir == str(tmp_path / "files")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stepz = 3", "expected the name of a setting, found 'stepz'; did you mean 'steps'?"),
+        ("[training]\nsteps = 3", "expected the name of a setting, found 'training'"),
+        ("steps = '3'", "expected int for the setting 'steps', found '3'"),
+        ("steps = 3.5", "expected int for the setting 'steps', found 3.5"),
+        ("steps = true", "expected int for the setting 'steps', found True"),
+        ("steps = [3]", "expected int for the setting 'steps', found [3]"),
+        ("hidden = 3", "expected a list of int for the setting 'hidden', found 3"),
+        ("hidden = [3, 'x']", "expected a list of int for the setting 'hidden', found [3, 'x']"),
+        ("model = 3", "expected str for the setting 'model', found 3"),
+        ("steps = ", "expected TOML in"),
+        (b"\xff\xfe", "expected TOML in"),
+    ],
+)
+def test_wrong_toml(text, words, tmp_path):
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        read_toml(toml(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_toml_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"expected an experiment in TOML at .*none.toml', found: No such file"):
+        read_toml(tmp_path / "none.toml")
+    with pytest.raises(UserError, match=r"found: Is a directory"):
+        read_toml(tmp_path)
+
+
+NAMES = {
+    "backend": ("numpiro", "numpyro"),
+    "model": ("buble", "bubble"),
+    "guide": ("meanfield", "mean-field"),
+    "prior": ("norml", "normal"),
+    "likelihood": ("bernouli", "bernoulli"),
+    "objective": ("elb", "elbo"),
+    "optimizer": ("adamw", "adam"),
+    "schedule": ("cosin", "cosine"),
+    "device": ("gpu:cuda", "cuda"),
+    "precision": ("flaot64", "float64"),
+}
+
+
+def test_every_catalogue_is_in_the_table_below():
+    named = {setting.name for setting in fields(Experiment) if {"kind", "choices"} & set(setting.metadata)}
+    assert named | {"model"} == set(NAMES)
+
+
+@pytest.mark.parametrize("setting", NAMES)
+def test_unknown_names_get_the_nearest_valid_one(setting):
+    wrong, right = NAMES[setting]
+    with pytest.raises(UserError, match=f"found '{wrong}'; did you mean '{right}'"):
+        replace(Experiment(), **{setting: wrong}).resolved()
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"seed": -1}, "expected a seed between 0 and 4294967295, found -1"),
+        ({"seed": 2**32}, "found 4294967296"),
+        ({"steps": 0}, "expected steps of at least 1, found 0"),
+        ({"batch_size": -8}, "expected batch_size of at least 1, found -8"),
+        ({"num_timesteps": 0}, "expected num_timesteps of at least 1"),
+        ({"hidden": (5, 0)}, "expected hidden layers of at least one unit"),
+        ({"validation_fraction": 1.0}, "expected validation_fraction between 0 and 1, found 1.0"),
+        ({"momentum": 1.0}, "expected momentum below 1"),
+        ({"learning_rate": 0.0}, "expected a positive learning_rate, found 0.0"),
+        ({"learning_rate": float("inf")}, "expected a finite learning_rate, found inf"),
+        ({"mu": float("nan")}, "expected a finite mu, found nan"),
+        ({"epsilon": -1.0}, "expected epsilon of at least 0"),
+        ({"clip_norm": float("nan")}, "expected a finite clip_norm"),
+        ({"warmup_steps": 2000}, "expected fewer warmup_steps than the 2000 steps"),
+        ({"model": "vae", "mu": 1.0}, "expected no mu with model 'vae', which does not use it"),
+        ({"model": "static", "temporal_window": 3}, "expected no temporal_window with model 'static'"),
+        ({"model": "own.py", "hidden": (3,)}, "expected no hidden with model 'own.py'"),
+        ({"lattice": "w.npy", "spatial_width": 3}, "expected no spatial_width with lattice = 'w.npy'"),
+        ({"model": "torus", "num_timesteps": 18}, "expected num_timesteps 1 with model 'torus'"),
+        ({"steps": "9"}, "expected int for the setting 'steps', found '9'"),
+        ({"hidden": 5}, "expected a list of int"),
+    ],
+)
+def test_wrong_settings(settings, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        replace(Experiment(), **settings).resolved()
+
+
+def test_lists_serve_as_tuples():
+    assert replace(Experiment(), hidden=[5, 4]).resolved().hidden == (5, 4)

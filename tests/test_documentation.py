@@ -1,0 +1,248 @@
+"""What the documentation says runs, runs: its commands, its snippets and the examples."""
+
+import re
+from dataclasses import fields, replace
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as numpyro_dist
+import pyro
+import pyro.distributions as pyro_dist
+import pytest
+import torch
+
+import ppl_tvae
+from ppl_tvae import cli, data
+from ppl_tvae.config import Experiment
+from ppl_tvae.inference.numpyro.device import on_device as on_jax
+from ppl_tvae.inference.numpyro.importance import log_weights_at as numpyro_log_weights_at
+from ppl_tvae.inference.pyro.device import on_device as on_torch
+from ppl_tvae.inference.pyro.importance import log_weights_at as pyro_log_weights_at
+from ppl_tvae.inference.pyro.tracing import program_traces
+from ppl_tvae.models import catalogue
+from ppl_tvae.models.assembly import assemble, lattice_of, load_program
+from ppl_tvae.models.numpyro import likelihoods as numpyro_likelihoods
+from ppl_tvae.models.numpyro import networks as numpyro_networks
+from ppl_tvae.models.pyro import likelihoods as pyro_likelihoods
+from ppl_tvae.models.pyro import networks as pyro_networks
+from ppl_tvae.program import Program
+from tests.documents import DOCUMENTS, README, ROOT, blocks, command_lines, commands
+from tests.small import FRAME, random_latents, random_parameters, small_experiment, small_frames
+
+DATA_PAGE = ROOT / "docs/data.md"
+EXAMPLES = {backend: ROOT / "examples" / f"own_program_{backend}.py" for backend in ("numpyro", "pyro")}
+
+FEW = ("--steps", "2", "--batch-size", "2", "--validation-sequences", "2")
+SMALL = ("--hidden", "8", "--num-capsules", "2", "--capsule-dim", "4")
+
+
+def shrunk(arguments):
+    """The same command with a budget of seconds; of an option that is given twice, the last counts."""
+    command = arguments[0]
+    if command == "evaluate":
+        return [*arguments, "--particles", "2", "--max-sequences", "2"]
+    if command == "data":
+        return [*arguments, "--sequences", "2"]
+    if command != "train":
+        return arguments
+    if "--resume" in arguments:
+        return [*arguments, "--steps", "4"]
+    own_program = any(argument.endswith(".py") for argument in arguments)
+    return [*arguments, *FEW, *(() if own_program else SMALL)]
+
+
+@pytest.fixture
+def small_api(monkeypatch):
+    """ppl_tvae.train and ppl_tvae.evaluate with a budget of seconds."""
+    train, evaluate = ppl_tvae.train, ppl_tvae.evaluate
+    few = {"steps": 2, "batch_size": 2, "validation_sequences": 2}
+    small = {"hidden": (8,), "num_capsules": 2, "capsule_dim": 4}
+
+    def small_train(experiment, out):
+        return train(replace(experiment, **few, **small), out)
+
+    def small_evaluate(run, particles):
+        return evaluate(run, particles=particles[:2], max_sequences=2)
+
+    monkeypatch.setattr(ppl_tvae, "train", small_train)
+    monkeypatch.setattr(ppl_tvae, "evaluate", small_evaluate)
+
+
+@pytest.fixture
+def newcomers_folder(tmp_path, monkeypatch):
+    """A working directory with the examples of the repository, and nothing else in it."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_readme_runs_from_top_to_bottom(newcomers_folder, small_api, capsys):
+    executed = []
+    for language, content in blocks(README):
+        if language == "python" and "def model" not in content:
+            exec(compile(content, "README.md", "exec"), {})
+            executed.append("python")
+        if language == "sh":
+            for arguments in command_lines(content):
+                assert cli.main(shrunk(arguments)) == 0, (arguments, capsys.readouterr().err)
+                executed.append(arguments[0])
+    assert {"python", "train", "evaluate", "figures", "data"} <= set(executed)
+    for written in (
+        "sheet.png",
+        "runs/tvae/figures/reconstructions.png",
+        "runs/own/program.py",
+        "runs/mine/config.toml",
+    ):
+        assert (newcomers_folder / written).stat().st_size > 0, written
+    run = ppl_tvae.open_run(Path("runs/tvae"))
+    assert run.metrics()[-1]["step"] == 4
+    assert {record["backend"] for record in run.evaluations()} == {"numpyro", "pyro"}
+
+
+def test_own_archive_of_the_data_page_is_accepted(newcomers_folder):
+    (snippet,) = [content for language, content in blocks(DATA_PAGE) if language == "python"]
+    exec(compile(snippet, "data.md", "exec"), {})
+    opened = data.open_data("images.npz", num_timesteps=4)
+    assert len(opened.test) == 10
+    assert cli.main(["data", "show", "images.npz", "--sequences", "1"]) == 0
+
+
+def test_counts_of_images_on_the_data_page():
+    opened = data.open_data("digits")
+    counts = ", ".join(f"{len(part):,}" for part in (opened.train, opened.validation, opened.test))
+    (row,) = [line for line in DATA_PAGE.read_text().splitlines() if line.startswith("| `digits`")]
+    assert counts in row
+    assert "{} × {} × {}".format(*opened.frame_shape) in row
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_is_understood(document, capsys):
+    for arguments in commands(document):
+        cli._parser().parse_args(arguments)  # leaves with a message where it does not understand
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_names_after_an_option_are_in_its_catalogue(document):
+    """`--likelihood normal`, `--optimizer sgd`, ... anywhere in a document."""
+    for setting in fields(Experiment):
+        kind, option = setting.metadata.get("kind"), setting.name.replace("_", "-")
+        for name in re.findall(rf"--{option} ([a-z][a-z-]*)", document.read_text()) if kind else ():
+            assert name in catalogue.KINDS[kind], (option, name)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_options_exist(document):
+    known = {option for command in ("train", "evaluate", "figures", "data") for option in _options_of(command)}
+    mentioned = set(re.findall(r"`?(--[a-z][a-z-]+)", document.read_text()))
+    assert mentioned <= known, mentioned - known
+
+
+def _options_of(command):
+    (subparsers,) = [action for action in cli._parser()._actions if action.choices]
+    return {option for action in subparsers.choices[command]._actions for option in action.option_strings}
+
+
+def test_make_targets_exist():
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    mentioned = {
+        target
+        for language, content in blocks(README)
+        if language == "sh"
+        for target in re.findall(r"\bmake (\w+)", content)
+    }
+    assert {"demo", "test"} <= mentioned <= targets
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_relative_links_exist(document):
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text())
+    missing = [link for link in links if "://" not in link and not (document.parent / link).exists()]
+    assert not missing
+
+
+# The story
+
+
+def test_story_in_the_readme_is_the_packaged_program():
+    """Each column, given the sizes and the networks, weighs like the package's tvae at the same latents."""
+    stories = [content for language, content in blocks(README) if "def model" in content]
+    assert [len(story.splitlines()) for story in stories] == [10, 10]
+    rng = np.random.default_rng(3)
+    experiment = small_experiment()
+    parameters, latents = random_parameters(experiment, rng), random_latents(experiment, 3, rng)
+    frames = small_frames(experiment, 3, rng)
+    for story, weigh in zip(stories, (numpyro_weight, pyro_weight), strict=True):
+        packaged, told = weigh(experiment, story, parameters, frames, latents)
+        np.testing.assert_allclose(told, packaged, rtol=1e-12)
+        assert len(set(np.round(told, 6))) == 3
+
+
+def _told(story, surroundings):
+    namespace = dict(surroundings)
+    exec(compile(story, "README.md", "exec"), namespace)
+    return namespace["model"]
+
+
+def numpyro_weight(experiment, story, parameters, frames, latents):
+    """log weights (batch,) of the packaged program and of the story."""
+    with on_jax("cpu", "float64"):
+        packaged = assemble(experiment, "numpyro")
+        shape = (experiment.num_timesteps, experiment.num_capsules, experiment.capsule_dim)
+        surroundings = {
+            "numpyro": numpyro,
+            "jnp": jnp,
+            "lattice": lattice_of(experiment),
+            "standard_normal": numpyro_dist.Normal(0.0, 1.0).expand(shape).to_event(3),
+            "likelihood": numpyro_likelihoods.bernoulli,
+            "decoder": lambda t: numpyro_networks.decoder(t, experiment.hidden[::-1], FRAME),
+        }
+        told = Program(_told(story, surroundings), packaged.guide)
+        arguments = jax.tree.map(jnp.asarray, (parameters, frames, latents))
+        return [np.asarray(numpyro_log_weights_at(program, *arguments)) for program in (packaged, told)]
+
+
+def pyro_weight(experiment, story, parameters, frames, latents):
+    """log weights (batch,) of the packaged program and of the story."""
+    with on_torch("cpu", "float64"), torch.no_grad():
+        packaged = assemble(experiment, "pyro")
+        shape = (experiment.num_timesteps, experiment.num_capsules, experiment.capsule_dim)
+        surroundings = {
+            "pyro": pyro,
+            "torch": torch,
+            "lattice": lattice_of(experiment),
+            "standard_normal": pyro_dist.Normal(0.0, 1.0).expand(shape).to_event(3),
+            "likelihood": pyro_likelihoods.bernoulli,
+            "decoder": lambda t: pyro_networks.decoder(t, experiment.hidden[::-1], FRAME),
+        }
+        told = Program(_told(story, surroundings), packaged.guide)
+        arguments = jax.tree.map(torch.as_tensor, (parameters, frames, latents))
+        return [pyro_log_weights_at(program, *arguments).numpy() for program in (packaged, told)]
+
+
+# The examples
+
+
+def test_examples_are_twins():
+    """The same parameters, and the same weights at the same latents."""
+    rng = np.random.default_rng(4)
+    latents = {name: rng.standard_normal((2, 18, 18, 18)) for name in ("z", "u")}
+    frames = (rng.random((2, 18, *FRAME)) > 0.5).astype(np.float64)
+    with on_torch("cpu", "float64"), torch.no_grad():
+        program = load_program(EXAMPLES["pyro"])
+        with pyro.get_param_store().scope() as store:
+            program_traces(program, torch.tensor(frames))
+        parameters = {name: value.numpy() for name, value in store["params"].items()}
+        theirs = pyro_log_weights_at(program, *jax.tree.map(torch.tensor, (parameters, frames, latents)))
+    with on_jax("cpu", "float64"):
+        program = load_program(EXAMPLES["numpyro"])
+        ours = numpyro_log_weights_at(program, *jax.tree.map(jnp.asarray, (parameters, frames, latents)))
+    np.testing.assert_allclose(np.asarray(ours), theirs.numpy(), rtol=1e-10)
+
+
+def test_examples_say_where_to_edit():
+    places = [path.read_text().count("# Edit here") for path in EXAMPLES.values()]
+    assert places[0] == places[1] > 2

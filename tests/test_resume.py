@@ -1,0 +1,248 @@
+"""A run that was ended at any moment and resumed is, bit for bit, the run that was not."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ppl_tvae.config import Experiment
+from ppl_tvae.errors import UserError
+from ppl_tvae.loop import Diverged, Interrupted, Loop
+from ppl_tvae.runs import open_run
+from ppl_tvae.training import data_of, resume, train, trainer_of
+from tests.small_runs import BACKENDS, files_in, outcome, small_arguments, small_training
+
+COMMAND = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from ppl_tvae.cli import main"
+
+
+@contextmanager
+def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Another Python that runs the command line, ended for certain when the test ends."""
+    command = [sys.executable, "-c", f"{COMMAND}; {code}", *arguments]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    try:
+        yield child
+    finally:
+        child.kill()
+        child.communicate()
+
+
+def wait_until(condition: Callable[[], bool], child: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert child.poll() is None, f"it ended by itself: {child.communicate()[1]}"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def has_trained(out: Path) -> bool:
+    return any(path.name >= "000000020" for path in (out / "state").glob("*.safetensors"))
+
+
+def ended_by(kind: signal.Signals, backend: str, folder: Path) -> tuple[int, str]:
+    """Exit code and words of a command that got a signal at some moment after its first checkpoints."""
+    arguments = small_arguments(folder, backend, folder / "run", steps=1_000_000)
+    with process("sys.exit(main(sys.argv[1:]))", *arguments) as child:
+        wait_until(lambda: has_trained(folder / "run"), child)
+        time.sleep(random.Random(backend).uniform(0, 0.1))
+        child.send_signal(kind)
+        told = child.communicate(timeout=60)[1]
+    return child.returncode, told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_killed_while_it_trains_and_resumed_equals_uninterrupted(backend, tmp_path):
+    code, _ = ended_by(signal.SIGKILL, backend, tmp_path)
+    assert code == -signal.SIGKILL
+    reached = open_run(tmp_path / "run").checkpoint().step
+    assert reached % 20 == 0
+    steps = reached + 33
+    resumed = resume(tmp_path / "run", steps=steps, quiet=True)
+    uninterrupted = train(small_training(tmp_path, backend, steps=steps), tmp_path / "other", quiet=True)
+    assert outcome(resumed) == outcome(uninterrupted)
+    assert outcome(resumed)["step"] == steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ctrl_c_keeps_the_last_step(backend, tmp_path):
+    code, told = ended_by(signal.SIGINT, backend, tmp_path)
+    assert code == 130
+    reached = open_run(tmp_path / "run").checkpoint().step
+    assert told == f"ppl-tvae: stopped at step {reached}; go on with --resume --out {tmp_path / 'run'}\n"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_chunk_lengths_change_nothing(backend, tmp_path):
+    """Across 64 too, beyond which NumPyro compiles the loop anew for longer chunks."""
+    experiment = small_training(tmp_path, backend).resolved()
+    data = data_of(experiment)
+    states = []
+    with trainer_of(experiment, data) as trainer:
+        start = trainer.snapshot()
+        for lengths in ([70], [3, 7, 60], [35, 34, 1]):
+            trainer.rewind(start)
+            losses, done = [], 0
+            for length in lengths:
+                losses += trainer.advance(data.train_plans(3, done, length, 4)).tolist()
+                done += length
+            states.append((losses, {name: array.tobytes() for name, array in trainer.state().items()}))
+    assert states[0] == states[1] == states[2]
+
+
+def test_patience_outlives_a_resumption(tmp_path):
+    """Steps of half a unit make the held-out ELBO worse and worse, so that patience ends the run soon."""
+    restless = small_training(tmp_path, "pyro", learning_rate=0.5, evaluate_every=10, patience=3, steps=1000)
+    straight = train(restless, tmp_path / "straight", quiet=True)
+    stopped = straight.checkpoint()
+    assert stopped.progress["stale"] == 3
+    assert 30 <= stopped.step < 1000
+    before = stopped.step - 10
+    train(replace(restless, steps=before), tmp_path / "resumed", quiet=True)
+    resumed = resume(tmp_path / "resumed", steps=1000, quiet=True)
+    assert outcome(resumed) == outcome(straight)
+    with pytest.raises(UserError, match=r"stopped at step .* 3 held-out ELBOs without a new best"):
+        resume(tmp_path / "resumed", steps=2000)
+
+
+def test_schedule_and_warmup_outlive_a_resumption(tmp_path, monkeypatch):
+    """The learning rate is a function of the step; Ctrl-C comes in the middle of its fall."""
+    experiment = small_training(
+        tmp_path, "pyro", schedule="cosine", warmup_steps=5, optimizer="sgd", clip_norm=5.0, steps=60
+    )
+    straight = train(experiment, tmp_path / "straight", quiet=True)
+    chunk = Loop._chunk
+
+    def interrupted_chunk(loop: Loop) -> None:
+        if loop.step >= 25:
+            signal.raise_signal(signal.SIGINT)
+        chunk(loop)
+
+    monkeypatch.setattr(Loop, "_chunk", interrupted_chunk)
+    with pytest.raises(Interrupted):
+        train(experiment, tmp_path / "resumed", quiet=True)
+    monkeypatch.undo()
+    assert 25 < open_run(tmp_path / "resumed").checkpoint().step < 60
+    with pytest.raises(UserError, match="its learning rate follows the schedule 'cosine'"):
+        resume(tmp_path / "resumed", steps=80)
+    assert outcome(resume(tmp_path / "resumed", quiet=True)) == outcome(straight)
+
+
+def test_second_ctrl_c_ends_at_once(tmp_path):
+    """Here a chunk takes ten minutes, as a compilation might; the first Ctrl-C alone would wait for it."""
+    arguments = small_arguments(tmp_path, "pyro", tmp_path / "run")
+    slow = (
+        "import time, pathlib, ppl_tvae.inference.pyro.svi as svi; "
+        "svi.Trainer.advance = lambda *_: (pathlib.Path(sys.argv.pop()).touch(), time.sleep(600)); "
+        "sys.exit(main(sys.argv[1:-1]))"
+    )
+    with process(slow, *arguments, str(tmp_path / "advancing")) as child:
+        wait_until((tmp_path / "advancing").exists, child)
+        child.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(timeout=0.5)
+        child.send_signal(signal.SIGINT)
+        assert child.wait(timeout=30) == -signal.SIGINT  # which a shell shows as 130
+    assert open_run(tmp_path / "run").checkpoint().step == 0
+
+
+def test_signals_are_as_before_afterwards(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    train(small_training(tmp_path, "pyro", steps=5), tmp_path / "run", quiet=True)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def newest_state(out: Path) -> Path:
+    return max((out / "state").iterdir())
+
+
+def test_damaged_newest_state_is_passed_over(tmp_path):
+    experiment = small_training(tmp_path, "pyro")
+    train(experiment, tmp_path / "run", quiet=True)
+    newest = newest_state(tmp_path / "run")
+    newest.write_bytes(newest.read_bytes()[:-5])
+    resumed = resume(tmp_path / "run", steps=60, quiet=True)
+    assert outcome(resumed) == outcome(train(replace(experiment, steps=60), tmp_path / "other", quiet=True))
+
+
+def test_without_a_whole_state_nothing_is_overwritten(tmp_path):
+    train(small_training(tmp_path, "pyro"), tmp_path / "run", quiet=True)
+    for path in (tmp_path / "run" / "state").iterdir():
+        path.write_bytes(path.read_bytes()[:100])
+    before = files_in(tmp_path / "run")
+    with pytest.raises(UserError, match=r"expected a whole state .*found 2 damaged"):
+        resume(tmp_path / "run", steps=60)
+    assert files_in(tmp_path / "run") == before
+    for path in (tmp_path / "run" / "state").iterdir():
+        path.unlink()
+    before = files_in(tmp_path / "run")
+    with pytest.raises(UserError, match=r"expected a whole state .*found none"):
+        resume(tmp_path / "run", steps=60)
+    assert files_in(tmp_path / "run") == before
+
+
+def test_a_run_ended_before_its_first_state_begins_again(tmp_path):
+    experiment = small_training(tmp_path, "pyro")
+    run = train(experiment, tmp_path / "run", quiet=True)
+    expected = outcome(run)
+    for path in (tmp_path / "run" / "state").iterdir():
+        path.unlink()
+    run.forget_metrics_after(0)
+    assert outcome(resume(tmp_path / "run", quiet=True)) == expected
+
+
+def test_a_state_of_another_program_is_refused(tmp_path):
+    run = train(small_training(tmp_path, "pyro"), tmp_path / "run", quiet=True)
+    config = tmp_path / "run" / "config.toml"
+    config.write_text(config.read_text().replace("    8,\n", "    9,\n"))
+    with pytest.raises(UserError, match=r"of shape \(9, 108\) in the state of .*, found \(8, 108\)"):
+        resume(run.path, steps=60)
+
+
+def test_resume_changes_the_place_but_not_the_experiment(tmp_path):
+    train(small_training(tmp_path, "pyro", steps=5), tmp_path / "run", quiet=True)
+    resumed = resume(tmp_path / "run", steps=8, device="cpu", quiet=True)
+    assert (resumed.experiment.steps, resumed.experiment.device) == (8, "cpu")
+    assert open_run(tmp_path / "run").experiment == resumed.experiment
+    with pytest.raises(UserError, match="expected more steps than the 8"):
+        resume(tmp_path / "run", steps=7)
+    with pytest.raises(UserError, match="expected int for the setting 'steps'"):
+        resume(tmp_path / "run", steps="9")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(backend, tmp_path):
+    with pytest.raises(Diverged, match=r"the loss at step \d+ is .*start a new run .*--learning-rate \(now 1e\+30\)"):
+        train(small_training(tmp_path, backend, learning_rate=1e30), tmp_path / "run", quiet=True)
+    run = open_run(tmp_path / "run")
+    kept = {**run.parameters(), **run.checkpoint().arrays}
+    assert all(abs(value).max() < float("inf") for value in kept.values() if value.dtype.kind == "f" and value.size)
+    assert run.checkpoint().step == 0
+    assert len(run.metrics()) == 1
+
+
+def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
+    """The loss of the last step was finite, its gradient was not."""
+    experiment: Experiment = small_training(tmp_path, "pyro")
+    chunk = Loop._chunk
+
+    def poisoned_chunk(loop: Loop) -> None:
+        if loop.step == 20:
+            state = loop.trainer.state()
+            loop.trainer.restore(state | {"parameter.mu": np.full_like(state["parameter.mu"], np.nan)})
+        chunk(loop)
+
+    monkeypatch.setattr(Loop, "_chunk", poisoned_chunk)
+    with pytest.raises(Diverged, match="a parameter after step 20 is not finite"):
+        train(experiment, tmp_path / "run", quiet=True)
+    assert open_run(tmp_path / "run").checkpoint().step == 20
+    assert all(abs(value).max() < float("inf") for value in open_run(tmp_path / "run").parameters().values())

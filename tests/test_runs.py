@@ -1,0 +1,235 @@
+"""A run directory: what is written comes back, damage is seen, nothing already written is lost."""
+
+import errno
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tomli_w
+
+from ppl_tvae import runs
+from ppl_tvae.config import Experiment, read_toml
+from ppl_tvae.errors import UserError
+from ppl_tvae.runs import Checkpoint, Run, create_run, open_run
+from tests.small_runs import files_in
+
+ARRAYS = {
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3).T,
+    "step": np.asarray(4),
+    "key": np.arange(2, dtype=np.uint32),
+}
+PROGRESS = {"best": -np.inf, "pending": [0.1, 1 / 3]}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return create_run(tmp_path / "run", Experiment().resolved())
+
+
+def checkpoint_at(step: int) -> Checkpoint:
+    return Checkpoint(step, {**ARRAYS, "at": np.asarray(step)}, PROGRESS)
+
+
+def row(step: int, **values: object) -> dict[str, object]:
+    return {"step": step, "loss": 0.1 * step, "learning_rate": 1e-3, "seconds": 1.5, **values}
+
+
+def states(run: Run) -> list[int]:
+    return sorted(int(path.name[:9]) for path in (run.path / "state").iterdir())
+
+
+def test_a_run_opens_as_it_was_created(run):
+    assert open_run(run.path) == run
+
+
+def test_checkpoints_come_back_with_types_shapes_and_numbers(run):
+    run.save_checkpoint(checkpoint_at(4))
+    found = run.checkpoint()
+    assert (found.step, found.progress) == (4, PROGRESS)
+    for name, array in ARRAYS.items():
+        assert found.arrays[name].dtype == array.dtype
+        np.testing.assert_array_equal(found.arrays[name], array)
+
+
+def test_the_last_two_checkpoints_stay(run):
+    for step in (0, 20, 40):
+        run.save_checkpoint(checkpoint_at(step))
+    (run.path / "state" / "000000030-torn.safetensors.part").write_bytes(b"torn")
+    run.save_checkpoint(checkpoint_at(60))
+    assert states(run) == [40, 60]
+    assert not list((run.path / "state").glob("*.part"))
+
+
+DAMAGES = {
+    "truncated": lambda content: content[:-1],
+    "empty": lambda content: b"",
+    "longer": lambda content: content + b"\0",
+    "one bit in the arrays": lambda content: content[:-3] + bytes([content[-3] ^ 1]) + content[-2:],
+    "one bit in the header": lambda content: content[:20] + bytes([content[20] ^ 16]) + content[21:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_state_is_passed_over_and_then_dropped(damage, run):
+    for step in (20, 40):
+        run.save_checkpoint(checkpoint_at(step))
+    newest = max((run.path / "state").iterdir())
+    newest.write_bytes(DAMAGES[damage](newest.read_bytes()))
+    assert run.checkpoint().step == 20
+    run.save_checkpoint(checkpoint_at(30))  # Ctrl-C before the damaged one's step is reached again
+    assert states(run) == [20, 30]
+    oldest = min((run.path / "state").iterdir())
+    newest = max((run.path / "state").iterdir())
+    for path in (oldest, newest):
+        path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    with pytest.raises(UserError, match="found 2 damaged; the best parameters can be evaluated still"):
+        run.checkpoint()
+
+
+def test_no_checkpoint_yet(run):
+    assert run.checkpoint() is None
+    run.add_metrics(row(0))
+    assert run.checkpoint() is None
+    run.add_metrics(row(50))
+    with pytest.raises(UserError, match=r"expected a whole state .* found none"):
+        run.checkpoint()
+
+
+def test_metrics_come_back_without_what_was_not_measured(run):
+    assert run.metrics() == []
+    run.add_metrics({"step": 0, "elbo_per_frame": -1 / 3})
+    run.add_metrics(row(50))
+    assert run.metrics() == [{"step": 0, "elbo_per_frame": -1 / 3}, row(50)]
+
+
+@pytest.mark.parametrize("torn", ["", "1", "100,0.1,-3.2,0.001,1", "100,0.1,-3.2,0.001,100.0,2"])
+def test_a_torn_last_line_is_no_row(torn, run):
+    """The last of these looks whole, but for the end of its line: its seconds were 25.0."""
+    for step in (0, 50):
+        run.add_metrics(row(step))
+    with (run.path / "metrics.csv").open("a") as file:
+        file.write(torn)
+    assert [each["step"] for each in run.metrics()] == [0, 50]
+    run.forget_metrics_after(50)
+    run.add_metrics(row(100))
+    assert [each["step"] for each in run.metrics()] == [0, 50, 100]
+
+
+def test_rows_are_kept_to_the_letter(run):
+    for step in (0, 50, 100):
+        run.add_metrics(row(step, loss=1 / 3))
+    whole = (run.path / "metrics.csv").read_text()
+    run.forget_metrics_after(50)
+    assert whole.startswith((run.path / "metrics.csv").read_text())
+
+
+def test_metrics_that_are_something_else(run):
+    (run.path / "metrics.csv").write_text("step,loss\n1,2\n")
+    with pytest.raises(
+        UserError, match=r"expected the columns step, loss, .* in '.*metrics.csv', found line 2 otherwise"
+    ):
+        run.metrics()
+
+
+def test_parameters(run):
+    with pytest.raises(UserError, match=r"expected trained parameters in .* found none"):
+        run.parameters()
+    run.save_parameters(ARRAYS)
+    np.testing.assert_array_equal(run.parameters()["a"], ARRAYS["a"])
+    (run.path / "parameters.safetensors").write_bytes(b"12")
+    with pytest.raises(UserError, match="found a damaged file"):
+        run.parameters()
+
+
+def test_evaluations_with_the_same_settings_are_replaced(run):
+    record = {"estimator": "iwae", "num_particles": 10, "value": -1.0, "standard_error": 0.1, "seconds": 3}
+    run.add_evaluation(record)
+    run.add_evaluation({**record, "value": -2.0})
+    run.add_evaluation({**record, "num_particles": 100})
+    assert [(each["num_particles"], each["value"]) for each in run.evaluations()] == [(10, -2.0), (100, -1.0)]
+    (run.path / "evaluation.json").write_text("[")
+    with pytest.raises(UserError, match=r"expected JSON in .*evaluation.json"):
+        run.add_evaluation(record)
+    assert (run.path / "evaluation.json").read_text() == "["
+
+
+def test_what_is_not_a_run(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path, tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(UserError, match=r"expected a run directory with a config\.toml, found none"):
+            open_run(path)
+
+
+def test_a_new_run_needs_a_new_directory(run, tmp_path):
+    (tmp_path / "file").write_text("")
+    before = files_in(run.path)
+    for path in (run.path, tmp_path / "file"):
+        with pytest.raises(UserError, match="expected a new directory for the run"):
+            create_run(path, run.experiment)
+    assert files_in(run.path) == before
+    (tmp_path / "empty").mkdir()
+    create_run(tmp_path / "empty", run.experiment)
+
+
+def test_own_files_are_copied_and_the_directory_can_be_moved(tmp_path, monkeypatch):
+    for name, content in (("own.py", "model = guide = print"), ("data.npz", "data")):
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    create_run(Path("run"), Experiment(model="own.py", data="data.npz").resolved())
+    (tmp_path / "own.py").unlink()
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    monkeypatch.chdir("/")
+    found = open_run(tmp_path / "moved").experiment
+    assert found.model == str(tmp_path / "moved" / "program.py")
+    assert Path(found.model).read_text() == "model = guide = print"
+    assert found.data == str(tmp_path / "data.npz")
+    assert read_toml(tmp_path / "moved" / "config.toml").resolved() == found
+
+
+def full(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+WRITES = {
+    "a state": lambda run: run.save_checkpoint(checkpoint_at(40)),
+    "parameters": lambda run: run.save_parameters({"other": np.zeros(3)}),
+    "metrics": lambda run: run.forget_metrics_after(0),
+    "an evaluation": lambda run: run.add_evaluation({"estimator": "elbo", "value": 2.0}),
+    "the experiment": lambda run: run.save_config(),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_without_space_what_was_written_stays(write, run, monkeypatch):
+    run.save_checkpoint(checkpoint_at(20))
+    run.save_parameters(ARRAYS)
+    run.add_metrics(row(0))
+    run.add_metrics(row(20))
+    run.add_evaluation({"estimator": "elbo", "value": 1.0})
+    before = files_in(run.path)
+    monkeypatch.setattr(runs.os, "fsync", full)
+    with pytest.raises(UserError, match="found: No space left on device; what was written before is kept"):
+        WRITES[write](run)
+    assert files_in(run.path) == before
+
+
+def test_files_that_cannot_be_read_are_named(run, monkeypatch):
+    run.save_parameters(ARRAYS)
+
+    def forbidden(path: Path) -> bytes:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", forbidden)
+    with pytest.raises(
+        UserError, match=r"expected to be able to read .*parameters.safetensors', found: Permission denied"
+    ):
+        run.parameters()
+
+
+def test_results_are_plain_json_and_toml(run):
+    run.add_evaluation({"estimator": "elbo", "value": 1.0, "standard_error": None})
+    assert json.loads((run.path / "evaluation.json").read_text())[0]["standard_error"] is None
+    assert (run.path / "config.toml").read_text() == tomli_w.dumps(run.experiment.to_mapping())
