@@ -25,7 +25,7 @@ def initial_parameters(
     size = shape[1] * shape[2]
     key_z, key_u, key_decoder = jax.random.split(rng_key, 3)
     return {
-        "mu": jnp.asarray(float(mu)),
+        "mu": jnp.asarray(mu, dtype=float),  # a weakly typed scalar would have the step compiled three times
         **_initial_mlp(key_z, "guide.z", [num_pixels, *hidden, 2 * size]),
         **_initial_mlp(key_u, "guide.u", [num_pixels, *hidden, 2 * size]),
         **_initial_mlp(key_decoder, "decoder", [size, *reversed(hidden), num_pixels]),
@@ -79,6 +79,11 @@ class Trainer:
         self._advance = jax.jit(
             lambda state, tables, plans: jax.lax.scan(lambda s, p: step(tables, s, p), state, plans)
         )
+
+    @property
+    def compilations(self) -> int:
+        """How often the step was compiled: once for every length of a chunk."""
+        return self._advance._cache_size()
 
     def advance(self, plans: Any) -> np.ndarray:
         """Train on plans with leading axis (steps, ...); the loss of each step, (steps,)."""

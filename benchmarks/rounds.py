@@ -38,8 +38,8 @@ def ratio(times: list[float], reference: list[float]) -> float:
 
 
 def _chunk_length(run: Run) -> int:
-    run(1)  # compiles, allocates
-    length = round(SECONDS_PER_CHUNK / _seconds_per_step(run, 1))
+    run(SHORTEST_CHUNK)  # compiles, allocates
+    length = round(SECONDS_PER_CHUNK / _seconds_per_step(run, SHORTEST_CHUNK))
     length = min(max(length, SHORTEST_CHUNK), LONGEST_CHUNK)
     run(length)
     return length

@@ -87,6 +87,8 @@ def test_plain_twins_learn(case):
         trainer = plain_jax.Trainer(initial, neighborhood, shape, experiment.epsilon, 1e-2, *fixed)
         losses = trainer.advance(jnp.zeros(20))
         assert losses[-5:].mean() < 0.9 * losses[:5].mean()
+        trainer.advance(jnp.zeros(20))
+        assert trainer.compilations == 1  # one more would be timed as training
 
 
 def test_paper_layers():

@@ -43,7 +43,7 @@ def shrunk(arguments):
     """The same command with a budget of seconds; of an option that is given twice, the last counts."""
     command = arguments[0]
     if command == "evaluate":
-        return [*arguments, "--particles", "2", "--max-sequences", "2"]
+        return [*arguments, "--particles", "2", "--max-sequences", "2", "--temperatures", "4"]
     if command == "data":
         return [*arguments, "--sequences", "2"]
     if command != "train":

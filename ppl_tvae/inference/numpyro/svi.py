@@ -13,6 +13,7 @@ import optax
 from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 
+from ppl_tvae.inference.numpyro.checks import check_program
 from ppl_tvae.inference.numpyro.device import to_device
 from ppl_tvae.inference.numpyro.objectives import OBJECTIVES
 from ppl_tvae.inference.numpyro.tracing import flat_name
@@ -56,7 +57,9 @@ class Trainer:
         self._render, self._tables = render, to_device(tables)
         self._svi = SVI(program.model, program.guide, _optimizer(optimization), SequenceBound(objective))
         key_init, self._evaluation_key = jax.random.split(jax.random.key(seed))
-        self._state = self._svi.init(key_init, render(self._tables, to_device(first_plan)))
+        frames = render(self._tables, to_device(first_plan))
+        check_program(program, frames[:2])
+        self._state = self._svi.init(key_init, frames)
         self._advance = jax.jit(self._steps)
         self._evaluate = jax.jit(self._mean_loss)
 

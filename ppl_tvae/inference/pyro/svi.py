@@ -15,6 +15,7 @@ from torch.distributions import transform_to
 from ppl_tvae.inference.objective import ELBO as HELD_OUT
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
+from ppl_tvae.inference.pyro.checks import check_program
 from ppl_tvae.inference.pyro.device import to_device
 from ppl_tvae.inference.pyro.objectives import OBJECTIVES
 from ppl_tvae.inference.pyro.tracing import flat_name, program_traces
@@ -47,8 +48,10 @@ class Trainer:
         self._render, self._tables = render, to_device(tables)
         self._evaluation_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
         torch.manual_seed(seed)
+        frames = render(self._tables, to_device(first_plan))
+        check_program(program, frames[:2])
         with pyro.get_param_store().scope() as self._store, torch.no_grad():
-            program_traces(program, render(self._tables, to_device(first_plan)))
+            program_traces(program, frames)
         self._unconstrained = list(self._store["params"].values())
         self._optimization = optimization
         self._optimizer = _optimizer(optimization, self._unconstrained)

@@ -1,0 +1,80 @@
+"""What is wrong with a program, in one sentence, before it is trained: found by running it once on a small batch."""
+
+import jax
+import jax.numpy as jnp
+from numpyro.handlers import seed, trace
+
+from ppl_tvae.errors import UserError
+from ppl_tvae.inference.numpyro.tracing import OBSERVED, Site, Trace, latent_sites, log_prob, observed_sites
+from ppl_tvae.program import Program
+
+
+def check_program(program: Program, frames: jax.Array) -> None:
+    """Raises UserError if inference cannot work on the program, or would do so wrongly, on frames (batch, ...)."""
+    keys = jax.random.split(jax.random.key(0))
+    guide_trace = trace(seed(program.guide, keys[0])).get_trace(frames)
+    prior_trace = trace(seed(program.model, keys[1])).get_trace(frames)
+    _check_traces(guide_trace, prior_trace, frames)
+
+
+def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array) -> None:
+    _check_observed(prior_trace, frames)
+    _check_latents(guide_trace, prior_trace)
+    for part, sites in (("model", prior_trace), ("guide", guide_trace)):
+        for name, site in (latent_sites(sites) | observed_sites(sites)).items():
+            _check_log_prob(part, name, site, len(frames))
+    for name, site in latent_sites(prior_trace).items():
+        _check_cover(name, guide_trace[name], site)
+
+
+def _check_observed(sites: Trace, frames: jax.Array) -> None:
+    observed = observed_sites(sites)
+    if OBSERVED not in observed:
+        found = f"'{next(iter(observed))}'" if observed else "none"
+        raise UserError(f'expected the model to observe the frames at the site "{OBSERVED}", found {found}; rename it')
+    site = observed[OBSERVED]
+    if site["value"].shape != frames.shape or site["fn"].batch_shape + site["fn"].event_shape != frames.shape:
+        found = f"batch {site['fn'].batch_shape} and event {site['fn'].event_shape}"
+        raise UserError(
+            f'expected the distribution of site "{OBSERVED}" to have the shape of the frames {frames.shape}, '
+            f"found {found}"
+        )
+    if not jnp.all(site["fn"].support(site["value"])):
+        raise UserError(
+            f'expected frames within the support of site "{OBSERVED}", {site["fn"].support}, found values outside; '
+            f"choose the likelihood whose pixels these are (bernoulli binarises them)"
+        )
+
+
+def _check_latents(guide_trace: Trace, prior_trace: Trace) -> None:
+    guided, modelled = latent_sites(guide_trace), latent_sites(prior_trace)
+    for name in modelled.keys() - guided.keys():
+        raise UserError(f"expected the guide to draw every latent of the model, found no site '{name}' in it; add it")
+    for name in guided.keys() - modelled.keys():
+        raise UserError(f"expected the model to have every site of the guide, found no site '{name}' in it; remove it")
+    for name, site in modelled.items():
+        if guided[name]["value"].shape != site["value"].shape:
+            raise UserError(
+                f"expected site '{name}' to have one shape in model and guide, found {site['value'].shape} in the "
+                f"model and {guided[name]['value'].shape} in the guide"
+            )
+
+
+def _check_log_prob(part: str, name: str, site: Site, batch: int) -> None:
+    values = log_prob(site)
+    if values.shape != (batch,):
+        raise UserError(
+            f"expected one log-probability per sequence, ({batch},), at site '{name}' of the {part}, found "
+            f"{values.shape}; check the plate and .to_event"
+        )
+    if not jnp.all(jnp.isfinite(values)):
+        raise UserError(f"expected a finite log-probability at site '{name}' of the {part}, found {values.min()}")
+
+
+def _check_cover(name: str, guided: Site, modelled: Site) -> None:
+    """A guide that cannot reach what the prior draws has no bound: its weights never see that part."""
+    if not jnp.all(guided["fn"].support(modelled["value"])):
+        raise UserError(
+            f"expected the guide to cover the prior of site '{name}', found the support {guided['fn'].support} in the "
+            f"guide and {modelled['fn'].support} in the model; choose a guide with the model's support"
+        )

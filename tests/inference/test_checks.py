@@ -1,0 +1,94 @@
+"""Ten invalid programs, each named in one sentence; and that the valid ones pass. Both hosts."""
+
+import jax.numpy as jnp
+import numpyro
+import numpyro.distributions as numpyro_dist
+import pyro
+import pyro.distributions as pyro_dist
+import pytest
+import torch
+
+from ppl_tvae.errors import UserError
+from ppl_tvae.inference.numpyro.checks import check_program as check_numpyro
+from ppl_tvae.inference.pyro.checks import check_program as check_pyro
+from ppl_tvae.models.assembly import assemble
+from ppl_tvae.program import Program
+from tests.small import EVERY_PROGRAM, FRAME, small_experiment
+
+HOSTS = {"numpyro": (numpyro, numpyro_dist, jnp, check_numpyro), "pyro": (pyro, pyro_dist, torch, check_pyro)}
+SHAPE = (3, 2, 2, 2, 1)
+
+
+def program(host, mistake=None):
+    """z ~ Normal, x ~ Normal(mean of z) over frames; `mistake` breaks it in one way."""
+    ppl, dist, xp, _ = HOSTS[host]
+
+    def normal(scale=1.0, size=2):
+        return dist.Normal(xp.zeros(size), scale * xp.ones(size)).to_event(0 if mistake == "event" else 1)
+
+    def model(frames):
+        if mistake == "global":
+            ppl.sample("theta", dist.Normal(xp.zeros(()), 1.0))
+        with ppl.plate("batch" if mistake == "plate" else "sequences", frames.shape[0]):
+            z = ppl.sample("z", dist.LogNormal(xp.zeros(2), 1.0).to_event(1) if mistake == "cover" else normal())
+            if mistake == "unguided":
+                ppl.sample("w", normal())
+            loc = xp.zeros(SHAPE[1:]) + z.mean(-1).reshape(-1, 1, 1, 1, 1)
+            loc = loc[:, :1, :1] if mistake == "shape" else loc
+            loc = loc + 1e30 if mistake == "finite" else loc
+            x = dist.Bernoulli(logits=loc) if mistake == "support" else dist.Normal(loc, 1.0)
+            ppl.sample("pixels" if mistake == "renamed" else "x", x.to_event(4), obs=frames)
+
+    def guide(frames):
+        if mistake == "global":
+            ppl.sample("theta", dist.Normal(xp.zeros(()), 1.0))
+        with ppl.plate("sequences", frames.shape[0]):
+            ppl.sample("z", normal(size=3) if mistake == "sizes" else normal(0.5))
+            if mistake == "unmodelled":
+                ppl.sample("v", normal())
+
+    if mistake == "cover":  # a guide on the positive half of what the prior draws
+        return Program(program(host).model, lambda frames: _positive(host, frames))
+    return Program(model, guide)
+
+
+def _positive(host, frames):
+    ppl, dist, xp, _ = HOSTS[host]
+    with ppl.plate("sequences", frames.shape[0]):
+        ppl.sample("z", dist.LogNormal(xp.zeros(2), xp.ones(2)).to_event(1))
+
+
+MISTAKES = {
+    "renamed": "observe the frames at the site \"x\", found 'pixels'",
+    "unguided": "every latent of the model, found no site 'w'",
+    "unmodelled": "every site of the guide, found no site 'v'",
+    "sizes": r"'z' to have one shape in model and guide, found .*2.* in the model and .*3",
+    "plate": "'z' inside the plate 'sequences', found it outside",
+    "global": "'theta' inside the plate 'sequences', found it outside",
+    "shape": "'?\"?x\"? to have the shape of the frames",
+    "support": 'within the support of site "x".*values outside',
+    "finite": "a finite log-probability at site 'x' of the model",
+    "cover": "cover the prior of site 'z'",
+}
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_valid_program_passes(host):
+    HOSTS[host][3](program(host), HOSTS[host][2].full(SHAPE, 0.3))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_named_in_one_sentence(host, mistake):
+    _, _, xp, check = HOSTS[host]
+    with pytest.raises(UserError, match=MISTAKES[mistake]) as raised:
+        check(program(host, mistake), xp.full(SHAPE, 0.3))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize(("model", "likelihood"), EVERY_PROGRAM)
+def test_named_programs_pass(host, model, likelihood):
+    experiment = small_experiment(model, likelihood)
+    value = 1.0 if likelihood == "bernoulli" else 0.3
+    HOSTS[host][3](assemble(experiment, host), HOSTS[host][2].full((2, experiment.num_timesteps, *FRAME), value))
