@@ -80,11 +80,6 @@ class Trainer:
             lambda state, tables, plans: jax.lax.scan(lambda s, p: step(tables, s, p), state, plans)
         )
 
-    @property
-    def compilations(self) -> int:
-        """How often the step was compiled: once for every length of a chunk."""
-        return self._advance._cache_size()
-
     def advance(self, plans: Any) -> np.ndarray:
         """Train on plans with leading axis (steps, ...); the loss of each step, (steps,)."""
         self._state, losses = self._advance(self._state, self._tables, plans)

@@ -26,7 +26,8 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its advice on large k-hats is what the caller asks for as a number
-            values.append(float(array_stats.psislw(of_sequence)[1]))
+            # it takes log-likelihoods, whose importance weights in leave-one-out are their inverse: hence the sign
+            values.append(float(array_stats.psislw(-of_sequence)[1]))
     return np.asarray(values)
 
 

@@ -65,7 +65,7 @@ MISTAKES = {
     "sizes": r"'z' to have one shape in model and guide, found .*2.* in the model and .*3",
     "plate": "'z' inside the plate 'sequences', found it outside",
     "global": "'theta' inside the plate 'sequences', found it outside",
-    "shape": "'?\"?x\"? to have the shape of the frames",
+    "shape": '\'?"?x"? to have the shape of the frames',
     "support": 'within the support of site "x".*values outside',
     "finite": "a finite log-probability at site 'x' of the model",
     "cover": "cover the prior of site 'z'",

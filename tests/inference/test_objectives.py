@@ -1,7 +1,7 @@
 """Training objectives: their values are the bounds, their gradients those of the bounds' expectations."""
 
 from contextlib import ExitStack
-from functools import cache
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -193,7 +193,7 @@ def test_renyi_bound_falls_with_alpha_to_the_elbo_and_beyond(backend):
         with on_jax("cpu", "float64"):
             if backend == "pyro":
                 return pyro_renyi_bound(torch.tensor(log_weights), alpha).numpy()
-            return np.asarray(numpyro_renyi_bound(jnp.asarray(log_weights), alpha))
+            return np.asarray(jax.jit(partial(numpyro_renyi_bound, alpha=alpha))(jnp.asarray(log_weights)))
 
     assert (np.diff([bound(draws, alpha) for alpha in orders], axis=0) < 0).all()
     np.testing.assert_allclose(bound(draws, 1 - 1e-8), draws.mean(axis=0), rtol=1e-6)
@@ -227,13 +227,17 @@ class Noise:
     def __init__(self, program, parameters, frames, num_particles):
         with on_jax("cpu", "float64"):
             parameters = {name: jnp.asarray(value) for name, value in parameters.items()}
-            key = jax.random.key(0)
-            keys = jax.random.split(key, num_particles) if num_particles > 1 else [key]
-            traces = [numpyro_tracing.program_traces(program, parameters, k, jnp.asarray(frames))[0] for k in keys]
-            sites = [numpyro_tracing.latent_sites(trace).values() for trace in traces]
-            self.draws = [
-                np.concatenate([_noise(site) for site in particles]) for particles in zip(*sites, strict=True)
-            ]
+            keys = jax.random.split(jax.random.key(0), num_particles)
+
+            @partial(jax.jit, compiler_options=UNOPTIMISED)
+            def draws(keys):
+                sites = [
+                    numpyro_tracing.latent_sites(numpyro_tracing.program_traces(program, parameters, key, frames)[0])
+                    for key in keys
+                ]
+                return [jnp.concatenate([_noise(site[name]) for site in sites]) for name in sites[0]]
+
+            self.draws = [np.asarray(draw) for draw in draws(keys)]
 
     def __call__(self, shape, dtype, device):
         return torch.tensor(self.draws.pop(0), dtype=dtype).reshape(shape)
@@ -241,7 +245,7 @@ class Noise:
 
 def _noise(site):
     normal = getattr(site["fn"], "base_dist", site["fn"])
-    return np.asarray((site["value"] - normal.loc) / normal.scale)
+    return (site["value"] - normal.loc) / normal.scale
 
 
 @pytest.mark.parametrize("case", ["linear-gaussian", "tvae"])

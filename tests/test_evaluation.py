@@ -1,0 +1,135 @@
+"""Evaluating and comparing runs, through files, in both backends and across them."""
+
+import json
+
+import numpy as np
+import pytest
+
+import ppl_tvae
+from ppl_tvae import comparison
+from ppl_tvae.inference import bounds, reliability
+from ppl_tvae.inference.temperatures import Annealing
+from ppl_tvae.trained import evaluator
+from ppl_tvae.training import data_of
+from tests.conftest import STANDARD_ERRORS
+
+SMALL = {"hidden": (12,), "num_capsules": 2, "capsule_dim": 5, "num_timesteps": 4, "temporal_window": 3}
+ALL = ("elbo", "iwae", "log-evidence", "released-is", "ais", "sandwich")
+FEW = Annealing(num_temperatures=12, num_leapfrog_steps=3, num_chains=2)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    few = {"steps": 20, "batch_size": 4, "validation_sequences": 4, "data": "digits"}
+    made = {}
+    for backend in ("numpyro", "pyro"):
+        experiment = ppl_tvae.Experiment(backend=backend, **SMALL, **few)
+        made[backend] = ppl_tvae.train(experiment, folder / backend, quiet=True)
+    return made
+
+
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_every_estimator_has_a_record_that_says_what_it_is(runs, backend):
+    records = ppl_tvae.evaluate(runs[backend], estimators=ALL, particles=(2, 30), annealing=FEW, max_sequences=8)
+    found = {(record["estimator"], record.get("num_particles")): record for record in records}
+    assert list(found) == [
+        ("elbo", 30), ("iwae", 2), ("iwae", 30), ("log-evidence", 30), ("released-is", 2), ("released-is", 30),
+        ("ais", None), ("sandwich-lower", None), ("sandwich-upper", None),
+    ]  # fmt: skip
+    assert json.loads((runs[backend].path / "evaluation.json").read_text()) == records
+    for record in records:
+        assert len(record["per_sequence"]) == record["num_sequences"] == 8
+        assert np.mean(record["per_sequence"]) == pytest.approx(record["value"], abs=1e-3)
+        assert record["unit"] == "nats per frame"
+        assert record["backend"] == backend
+    assert found["elbo", 30]["value"] < found["iwae", 2]["value"] < found["iwae", 30]["value"]
+    assert "NO bound" in found["released-is", 2]["side"]
+    assert "simulated" in found["sandwich-upper", None]["notes"]["data"]
+    assert found["sandwich-lower", None]["value"] < found["sandwich-upper", None]["value"] + 1
+    assert "k-hat" in found["iwae", 30]["notes"]["verdict"]
+    settings = ("start", "num_temperatures", "schedule", "num_leapfrog_steps", "num_chains")
+    assert all(found["ais", None][name] == getattr(FEW, name) for name in settings)
+
+
+def test_asking_again_replaces_the_record_and_gives_the_same_number(runs):
+    first = ppl_tvae.evaluate(runs["numpyro"], estimators=("elbo",), particles=(3,), max_sequences=2)
+    again = ppl_tvae.evaluate(runs["numpyro"], estimators=("elbo",), particles=(3,), max_sequences=2)
+    assert first[0]["per_sequence"] == again[0]["per_sequence"]
+    same = [r for r in runs["numpyro"].evaluations() if r["num_sequences"] == 2 and r["estimator"] == "elbo"]
+    assert len(same) == 1
+
+
+@pytest.mark.parametrize("trained", ["numpyro", "pyro"])
+def test_a_run_is_evaluated_in_the_other_backend_at_the_same_draws(runs, trained):
+    """Weights at given latents agree; so do the estimates, within their errors."""
+    data = data_of(runs[trained].experiment)
+    plan, k = data.test_plan(4), 400
+    drawn = {}
+    for backend in ("numpyro", "pyro"):
+        with evaluator(runs[trained], data, backend, "cpu", seed=0) as ready:
+            assert ready.frames(plan).tobytes() == data_frames(data, plan).tobytes()
+            drawn[backend] = ready.log_weights(plan, 0, k)
+    error = np.hypot(*[weights.std(axis=0) for weights in drawn.values()]) / np.sqrt(k)
+    difference = drawn["numpyro"].mean(axis=0) - drawn["pyro"].mean(axis=0)
+    assert (np.abs(difference) < STANDARD_ERRORS * error).all()
+
+
+def data_frames(data, plan):
+    from ppl_tvae.data import render
+
+    return render(data.tables, plan, True)
+
+
+def test_comparison_is_paired_and_refuses_what_cannot_be_ranked(runs, tmp_path):
+    for run in runs.values():
+        ppl_tvae.evaluate(run, estimators=("elbo", "iwae"), particles=(5,), max_sequences=8, seed=7)
+    compared = ppl_tvae.compare(list(runs.values()))
+    records = [next(r for r in reversed(run.evaluations()) if r["estimator"] == "elbo") for run in runs.values()]
+    expected = np.asarray(records[1]["per_sequence"]) - np.asarray(records[0]["per_sequence"])
+    entry = compared.differences["pyro"]["elbo"]
+    assert entry.value == pytest.approx(expected.mean())
+    assert entry.standard_error == pytest.approx(expected.std(ddof=1) / np.sqrt(len(expected)))
+    assert "likelihood bernoulli" in compared.header
+    assert comparison.as_text(compared, markdown=True).count("|") > 10
+    assert "pyro,elbo," in comparison.as_csv(compared)
+    assert comparison.as_json(compared)["estimates"]["pyro"]["elbo"]["value"] == records[1]["value"]
+
+    grey = ppl_tvae.Experiment(likelihood="bernoulli-grey", steps=1, batch_size=2, validation_sequences=2, **SMALL)
+    other = ppl_tvae.train(grey, tmp_path / "grey", quiet=True)
+    with pytest.raises(ppl_tvae.UserError, match="found none; run ppl-tvae evaluate"):
+        ppl_tvae.compare([runs["numpyro"], other])
+    ppl_tvae.evaluate(other, estimators=("elbo",), particles=(2,), max_sequences=8)
+    with pytest.raises(ppl_tvae.UserError, match="found likelihood 'bernoulli' in 'numpyro' and 'bernoulli-grey'"):
+        ppl_tvae.compare([runs["numpyro"], other])
+
+
+def test_bounds_against_their_definitions():
+    rng = np.random.default_rng(0)
+    log_weights = rng.standard_normal((50, 3)) - 900
+    w = np.exp(log_weights + 900)
+    np.testing.assert_allclose(bounds.effective_sample_size(log_weights), w.sum(0) ** 2 / (w**2).sum(0))
+    left_out = [np.log(np.delete(w, k, axis=0).mean(axis=0)) - 900 for k in range(50)]
+    whole = np.log(w.mean(axis=0)) - 900
+    value, bias = bounds.jackknifed_log_evidence(log_weights)
+    np.testing.assert_allclose(value, 50 * whole - 49 * np.mean(left_out, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(value + bias, whole, rtol=1e-12)
+    per_frame = rng.standard_normal((10, 3, 4))
+    expected = np.log(np.exp(per_frame).sum(axis=0)).mean(axis=1)
+    np.testing.assert_allclose(bounds.released_is(per_frame), expected)
+
+
+def test_khat_and_its_verdict():
+    """Weights with a Pareto tail of a known shape; equal weights; too few draws."""
+    rng = np.random.default_rng(0)
+    n = 4000
+    for shape in (0.3, 1.2):
+        log_weights = -shape * np.log(rng.random((n, 16)))  # w = U**-shape has a tail of that shape
+        error = (1 + shape) / np.sqrt(3 * np.sqrt(n) * 16)  # of a fit to the 3 sqrt(n) largest, 16 times
+        assert abs(reliability.khat(log_weights).mean() - shape) < STANDARD_ERRORS * error
+    sizes = np.full(4, 10.0)
+    assert reliability.verdict(np.full(4, 1.2), sizes, n).startswith("unreliable")
+    assert reliability.verdict(np.full(4, 0.3), sizes, n).startswith("reliable")
+    assert reliability.verdict(np.array([0.3, 0.3, 0.9, 0.2]), sizes, n).startswith("doubtful")
+    assert (reliability.khat(np.full((50, 2), 3.0)) == -np.inf).all()
+    assert reliability.verdict(reliability.khat(np.zeros((5, 2))), sizes, 5).startswith("too few")
