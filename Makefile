@@ -20,7 +20,7 @@ demo: .venv/installed
 	$(BIN)/ppl-tvae figures $(DEMO_RUN)
 
 test: .venv/installed
-	$(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_OPTIONS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .
