@@ -60,9 +60,16 @@ class ContinuousBernoulli(GreyBernoulli):
         return densities.continuous_bernoulli_mean(self.logits)
 
 
+class Bernoulli(dist.BernoulliLogits):
+    """The host's, without its passes over the pixels that keep infinite logits from NaN; ours are finite."""
+
+    def log_prob(self, value: jax.Array) -> jax.Array:
+        return value * self.logits - jax.nn.softplus(self.logits)
+
+
 def bernoulli(logits: jax.Array) -> dist.Distribution:
     """Binary pixels (a probability)."""
-    return dist.Bernoulli(logits=logits).to_event(FRAME_DIMS)
+    return Bernoulli(logits=logits).to_event(FRAME_DIMS)
 
 
 def bernoulli_grey(logits: jax.Array) -> dist.Distribution:
