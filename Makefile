@@ -38,4 +38,4 @@ bench: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .jax_cache .pytest_cache .mypy_cache .ruff_cache

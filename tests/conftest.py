@@ -1,14 +1,17 @@
 """Shared by all tests."""
 
 import os
+from pathlib import Path
 
 # The tests compare arithmetic, not devices; set before either backend is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # On a busy machine torch's threads wait for each other, and these small programs take ten times as long as with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Nearly all the time of these tests goes into compiling small programs once: XLA need not optimise them.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Nearly all the time of these tests goes into compiling small programs, often the same ones in another process.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 # How many standard errors a statistical test allows. With about a hundred such comparisons and fixed seeds, five
 # leaves a false alarm to about one in ten thousand changes of the random streams.
