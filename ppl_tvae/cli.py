@@ -213,7 +213,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--particles", type=_list_of(int), default=(1, 10, 100), metavar="K,...", help="K of IWAE")
     evaluate.add_argument("--start", help="ais, sandwich: where chains begin, prior or guide (guide)")
     evaluate.add_argument("--temperatures", dest="num_temperatures", type=int, metavar="T", help="of ais (200)")
-    evaluate.add_argument("--schedule", help="ais, sandwich: spacing of temperatures, linear or sigmoid (sigmoid)")
+    evaluate.add_argument(
+        "--temperature-schedule", dest="schedule", help="ais, sandwich: their spacing, linear or sigmoid (sigmoid)"
+    )
     evaluate.add_argument("--leapfrog-steps", dest="num_leapfrog_steps", type=int, metavar="L", help="per move (10)")
     evaluate.add_argument("--chains", dest="num_chains", type=int, metavar="M", help="per sequence (1)")
     evaluate.add_argument("--split", default="test", help="train, validation or test")
