@@ -120,7 +120,7 @@ def test_schedule_and_warmup_outlive_a_resumption(tmp_path, monkeypatch):
         tmp_path, "pyro", schedule="cosine", warmup_steps=5, optimizer="sgd", clip_norm=5.0, steps=60
     )
     straight = train(experiment, tmp_path / "straight", quiet=True)
-    chunk = Loop._chunk
+    chunk, length = Loop._chunk, Loop._chunk_length
 
     def interrupted_chunk(loop: Loop) -> None:
         if loop.step >= 25:
@@ -128,6 +128,7 @@ def test_schedule_and_warmup_outlive_a_resumption(tmp_path, monkeypatch):
         chunk(loop)
 
     monkeypatch.setattr(Loop, "_chunk", interrupted_chunk)
+    monkeypatch.setattr(Loop, "_chunk_length", lambda loop: min(7, length(loop)))  # however fast the machine is
     with pytest.raises(Interrupted):
         train(experiment, tmp_path / "resumed", quiet=True)
     monkeypatch.undo()
