@@ -1,5 +1,5 @@
 # Everything sets itself up in .venv; a fresh machine needs Python >= 3.11 and make.
-#   make demo [BACKEND=pyro]    train on real digits for about two minutes, print held-out ELBOs, draw reconstructions
+#   make demo [BACKEND=pyro]    train on real digits, print held-out ELBOs, draw reconstructions
 #   make test                   the tests; PPL_TVAE_DATA=DIR adds those on the real data files there
 #   make lint, make types       ruff, mypy
 #   make bench                  training steps per second beside the same model without a PPL
