@@ -32,9 +32,12 @@ def uniforms(noise: Array, shape: tuple[int, ...]) -> Array:
     xp = array_namespace(noise)
     place = xp.arange(math.prod(shape), dtype=xp.int32, **beside(noise))
     # Position and word are mixed apart before they meet: a plain counter would give two sequences with near words
-    # the same stream, shifted.
-    hashed = mix(mix(place)[None, :] ^ mix(noise)[:, None])
-    return xp.reshape(xp.astype(hashed & 0xFFFFFF, xp.float32) * 2.0**-24, (noise.shape[0], *shape))
+    # the same stream, shifted. Both being mixed, what follows can leave out the first and last third of `mix`: these
+    # are passes over every pixel, which eager torch does not fuse, and the highest bits of a product need no more.
+    word = (mix(place)[None, :] ^ mix(noise)[:, None]) * FIRST
+    word = (word ^ ((word >> 15) & 0x1FFFF)) * SECOND
+    drawn = xp.astype(word >> 8, xp.float32) * 2.0**-24 + 0.5  # exact: 24 bits
+    return xp.reshape(drawn, (noise.shape[0], *shape))
 
 
 def binarized(frames: Array, noise: Array) -> Array:
