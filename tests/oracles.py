@@ -63,7 +63,7 @@ class LinearGaussian(NamedTuple):
             scale = pyro.param("scale", torch.tensor(self.scale), constraint=pyro_dist.constraints.positive)
             with pyro.plate("sequences", frames.shape[0]):
                 loc = frames.reshape(frames.shape[0], -1) @ G.T + h
-                pyro.sample("z", pyro_dist.Normal(loc, scale).to_event(1))
+                return pyro.sample("z", pyro_dist.Normal(loc, scale).to_event(1))
 
         return Program(model, guide)
 

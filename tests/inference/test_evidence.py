@@ -128,6 +128,25 @@ def test_chunks_that_do_not_divide_draw_the_same_weights(conjugate):
         assert (np.abs(parts.mean(axis=0) - oracle.elbo(frames)) < STANDARD_ERRORS * error).all()
 
 
+@pytest.mark.parametrize("reads_its_draw", [False, True])
+def test_pyro_runs_the_guide_once_for_all_particles_of_a_chunk(conjugate, reads_its_draw):
+    """Reading a draw, which vmap forbids, makes particles further sequences of one batch; the weights are as right."""
+    oracle, _, frames = conjugate
+    program, sizes = oracle.pyro_program(), []
+
+    def guide(frames):
+        sizes.append(len(frames))
+        drawn = program.guide(frames)
+        assert not reads_its_draw or bool(torch.isfinite(drawn).all())
+
+    programs = {"pyro": program._replace(guide=guide)}
+    weights = draw_log_weights("pyro", programs, oracle.parameters(), frames, 2000, particles_per_chunk=500)
+    assert sizes[-4:] == [4 * 500 if reads_its_draw else 4] * 4
+    error = weights.std(axis=0) / np.sqrt(2000)
+    assert (np.abs(weights.mean(axis=0) - oracle.elbo(frames)) < STANDARD_ERRORS * error).all()
+    assert len(np.unique(weights)) == weights.size
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_weights_belong_to_their_sequence(backend, conjugate):
     """At given latents: permuting sequences permutes weights; each alone has the weight that it has in company."""

@@ -41,10 +41,16 @@ def program_traces(program: Program, frames: Tensor) -> tuple[Trace, Trace]:
 
 def traces_at(program: Program, frames: Tensor, latents: Mapping[str, Tensor]) -> tuple[Trace, Trace]:
     """The traces of guide and model at given latents, by site name."""
+    given = as_trace(latents)
+    return replayed(program.guide, frames, given), replayed(program.model, frames, given)
+
+
+def as_trace(latents: Mapping[str, Tensor]) -> Trace:
+    """Latents by site name, as a trace to replay."""
     given = pyro.poutine.Trace()
     for name, value in latents.items():
         given.add_node(name, type="sample", name=name, value=value, is_observed=False, infer={})
-    return replayed(program.guide, frames, given), replayed(program.model, frames, given)
+    return given
 
 
 def replayed(function: Callable[[Any], Any], frames: Tensor, latents: Trace) -> Trace:
