@@ -54,6 +54,7 @@ class Experiment:
     optimizer: str = _setting("adam", "how parameters are updated", kind="optimizer")
     learning_rate: float | None = _setting(None, "step size (adam 1e-3, sgd 1e-4)")
     momentum: float = _setting(0.9, "momentum of sgd; the first decay rate of adam")
+    adam_epsilon: float = _setting(1e-8, "added by adam to the root of its second moment")
     schedule: str = _setting("constant", "how the learning rate changes", kind="schedule")
     warmup_steps: int = _setting(0, "steps over which the learning rate rises linearly from zero")
     clip_norm: float = _setting(0.0, "largest global norm of the gradient; 0 leaves it as it is")
@@ -176,7 +177,7 @@ def _check_names(experiment: Experiment) -> None:
 _AT_LEAST = {
     "num_timesteps": 1, "num_capsules": 1, "capsule_dim": 1, "temporal_window": 1, "spatial_width": 1, "steps": 1,
     "batch_size": 1, "warmup_steps": 0, "log_every": 1, "evaluate_every": 1, "validation_sequences": 1, "patience": 0,
-    "momentum": 0, "clip_norm": 0, "epsilon": 0, "num_particles": 1, "kl_warmup_steps": 0,
+    "momentum": 0, "adam_epsilon": 0, "clip_norm": 0, "epsilon": 0, "num_particles": 1, "kl_warmup_steps": 0,
 }  # fmt: skip
 
 
@@ -253,6 +254,8 @@ def _check_fit(given: Experiment, resolved: Experiment) -> None:
             raise UserError(f"expected no {name} with {which}, which does not use it; found {getattr(given, name)}")
     if given.model == "torus" and resolved.num_timesteps != 1:
         raise UserError(f"expected num_timesteps 1 with model 'torus' (single frames), found {resolved.num_timesteps}")
+    if given.optimizer != "adam" and given.adam_epsilon != Experiment().adam_epsilon:
+        raise UserError(f"expected adam_epsilon only with optimizer 'adam', found it with '{given.optimizer}'")
     _check_objective(resolved)
     if resolved.warmup_steps >= resolved.steps:
         raise UserError(f"expected fewer warmup_steps than the {resolved.steps} steps, found {resolved.warmup_steps}")

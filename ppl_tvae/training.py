@@ -213,4 +213,5 @@ def _optimization(experiment: Experiment) -> Optimization:
         experiment.schedule,
         experiment.warmup_steps,
         experiment.steps,
+        experiment.adam_epsilon,
     )

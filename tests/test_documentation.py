@@ -229,21 +229,39 @@ def pyro_weight(experiment, story, parameters, frames, latents):
 # The examples
 
 
-def test_examples_are_twins():
+@pytest.mark.parametrize(
+    ("example", "shapes"),
+    [("own_program", {"z": (18, 18, 18), "u": (18, 18, 18)}), ("iwae_one_layer", {"z": (18, 50)})],
+)
+def test_examples_are_twins(example, shapes):
     """The same parameters, and the same weights at the same latents."""
     rng = np.random.default_rng(4)
-    latents = {name: rng.standard_normal((2, 18, 18, 18)) for name in ("z", "u")}
+    latents = {name: rng.standard_normal((2, *shape)) for name, shape in shapes.items()}
     frames = (rng.random((2, 18, *FRAME)) > 0.5).astype(np.float64)
     with on_torch("cpu", "float64"), torch.no_grad():
-        program = load_program(EXAMPLES["pyro"])
+        program = load_program(ROOT / f"examples/{example}_pyro.py")
         with pyro.get_param_store().scope() as store:
             program_traces(program, torch.tensor(frames))
         parameters = {name: value.numpy() for name, value in store["params"].items()}
         theirs = pyro_log_weights_at(program, *jax.tree.map(torch.tensor, (parameters, frames, latents)))
     with on_jax("cpu", "float64"):
-        program = load_program(EXAMPLES["numpyro"])
+        program = load_program(ROOT / f"examples/{example}_numpyro.py")
         ours = numpyro_log_weights_at(program, *jax.tree.map(jnp.asarray, (parameters, frames, latents)))
     np.testing.assert_allclose(np.asarray(ours), theirs.numpy(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_one_layer_protocol_of_the_iwae_paper_learns(backend, tmp_path):
+    """Its file of settings, on the images that need no download."""
+    settings = ROOT / "examples/iwae_one_layer.toml"
+    model = ROOT / f"examples/iwae_one_layer_{backend}.py"
+    few = ["--steps", "200", "--validation-sequences", "50", "--num-particles", "3", "--data", "digits"]
+    own = ["--backend", backend, "--model", str(model), "--out", str(tmp_path / "run")]
+    assert cli.main(["train", "--config", str(settings), *few, *own]) == 0
+    run = ppl_tvae.open_run(tmp_path / "run")
+    assert (run.experiment.schedule, run.experiment.adam_epsilon, run.experiment.batch_size) == ("tripling", 1e-4, 20)
+    held_out = [row["elbo_per_frame"] for row in run.metrics() if "elbo_per_frame" in row]
+    assert held_out[-1] > held_out[0] + 100
 
 
 def test_examples_say_where_to_edit():

@@ -43,6 +43,7 @@ OPTIMIZERS = {
 SCHEDULES = {
     "constant": "the learning rate stays",
     "cosine": "the learning rate falls to zero over the run, along half a cosine",
+    "tripling": "eight stages, each three times as long as the last, its rate 10**(-1/7) of the last: the IWAE paper's",
 }
 
 ESTIMATORS = {

@@ -133,7 +133,7 @@ def _optimizer(optimization: Optimization) -> optax.GradientTransformation:
         return optimization.learning_rate * learning_rate_factor(optimization, step)
 
     if optimization.method == "adam":
-        method = optax.adam(learning_rate, b1=optimization.momentum)
+        method = optax.adam(learning_rate, b1=optimization.momentum, eps=optimization.adam_epsilon)
     else:
         method = optax.sgd(learning_rate, momentum=optimization.momentum)
     clip = optax.clip_by_global_norm(optimization.clip_norm) if optimization.clip_norm else optax.identity()

@@ -142,7 +142,8 @@ class Trainer:
 def _optimizer(optimization: Optimization, parameters: list[Tensor]) -> torch.optim.Optimizer:
     if optimization.method == "adam":
         betas = (optimization.momentum, 0.999)
-        return torch.optim.Adam(parameters, lr=optimization.learning_rate, betas=betas)
+        rate, epsilon = optimization.learning_rate, optimization.adam_epsilon
+        return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=epsilon)
     return torch.optim.SGD(parameters, lr=optimization.learning_rate, momentum=optimization.momentum)
 
 

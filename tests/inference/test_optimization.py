@@ -1,0 +1,48 @@
+"""Learning-rate schedules against their definitions, and what Adam is told, in both backends."""
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import torch
+
+from ppl_tvae.inference.numpyro import svi as numpyro_svi
+from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
+from ppl_tvae.inference.pyro import svi as pyro_svi
+
+
+def factors(schedule, num_steps, warmup_steps=0, xp=np):
+    optimization = Optimization("adam", 1.0, 0.9, 0.0, schedule, warmup_steps, num_steps)
+    return np.asarray(learning_rate_factor(optimization, xp.arange(num_steps)))
+
+
+def test_tripling_is_the_iwae_papers():
+    """3**i epochs at 10**(-i/7), i = 0..7."""
+    expected = np.concatenate([np.full(3**i, 10 ** (-i / 7)) for i in range(8)])
+    np.testing.assert_allclose(factors("tripling", 3280), expected, rtol=1e-12)
+    np.testing.assert_allclose(factors("tripling", 3280, xp=jnp), expected, rtol=1e-6)
+
+
+def test_tripling_begins_after_the_warm_up():
+    found = factors("tripling", 3290, warmup_steps=10)
+    np.testing.assert_allclose(found[:10], np.arange(1, 11) / 10)
+    np.testing.assert_allclose(found[10:], factors("tripling", 3280))
+
+
+def test_cosine_falls_from_one_to_zero():
+    np.testing.assert_allclose(factors("cosine", 4), (1 + np.cos(np.pi * np.arange(4) / 4)) / 2)
+
+
+@pytest.mark.parametrize("epsilon", [1e-8, 0.5])
+def test_first_step_of_adam_is_the_gradient_over_its_size_and_epsilon(epsilon):
+    optimization = Optimization("adam", 0.1, 0.9, 0.0, "constant", 0, 10, epsilon)
+    gradient = np.array([2.0, -0.25], np.float32)
+    expected = -0.1 * gradient / (np.abs(gradient) + epsilon)
+    transformation = numpyro_svi._optimizer(optimization)
+    parameters = {"w": jnp.zeros(2)}
+    update, _ = transformation.update({"w": jnp.asarray(gradient)}, transformation.init(parameters))
+    np.testing.assert_allclose(optax.apply_updates(parameters, update)["w"], expected, rtol=1e-5)
+    parameter = torch.zeros(2, requires_grad=True)
+    parameter.grad = torch.from_numpy(gradient.copy())
+    pyro_svi._optimizer(optimization, [parameter]).step()
+    np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-5)
