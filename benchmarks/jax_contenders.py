@@ -1,5 +1,6 @@
 """A training step in NumPyro and in JAX alone, and the two parts of it that no program can avoid."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 from benchmarks import plain_jax
 from benchmarks.setting import (
     ADAM,
+    CHUNK,
     LEARNING_RATE,
     PLAIN,
     PPL,
@@ -22,9 +24,11 @@ from benchmarks.setting import (
     ready,
     rendered,
 )
+from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.data.rendering import SequenceTables
 from ppl_tvae.inference.numpyro.device import to_device
+from ppl_tvae.inference.numpyro.importance import log_weights
 from ppl_tvae.inference.numpyro.svi import Trainer
 from ppl_tvae.inference.objective import ELBO
 from ppl_tvae.models.assembly import assemble
@@ -44,6 +48,32 @@ def contenders(data: SequenceData, batch_size: int) -> Contenders:
     found[RENDERING, True] = _rendering(to_device(data.tables), frames, Plans(data, batch_size, True))
     found[PRODUCTS, False] = _products(frames)
     return found
+
+
+def weighing(experiment: Experiment, data: SequenceData, batch_size: int, num_particles: int) -> dict[str, Any]:
+    """Log weights of one batch, ours and by hand, and the networks alone; a step is one evaluation of the batch."""
+    first = _step_of(data.train_plans(0, 0, 1, batch_size), 0)
+    frames = rendered(to_device(data.tables), to_device(first))
+    assert experiment.mu is not None
+    shape, hidden = latent_shape(experiment), experiment.hidden
+    parameters = plain_jax.initial_parameters(jax.random.key(0), shape, hidden, frames[0, 0].size, experiment.mu)
+    draw = log_weights(assemble(experiment, "numpyro"), num_particles)
+    settings = (num_particles, CHUNK, shape, neighborhood(experiment), experiment.epsilon)
+    plain = jax.jit(lambda parameters, key, frames: plain_jax.log_weights(parameters, None, key, frames, *settings))
+    networks = jax.jit(lambda parameters, frames: plain_jax.networks(parameters, frames, num_particles, CHUNK))
+    return {
+        PPL: _repeating(lambda: draw(parameters, jax.random.key(1), frames)),
+        PLAIN: _repeating(lambda: plain(parameters, jax.random.key(1), frames)),
+        PRODUCTS: _repeating(lambda: networks(parameters, frames)),
+    }
+
+
+def _repeating(compute: Callable[[], jax.Array]) -> Callable[[int], None]:
+    def run(num_steps: int) -> None:
+        for _ in range(num_steps):
+            compute().block_until_ready()
+
+    return run
 
 
 def _numpyro(render: Any, tables: Any, first: Plan, plans: Plans) -> Any:

@@ -49,6 +49,50 @@ def loss(
     return (cross_entropy + kl_z + kl_u) / (frames.shape[0] * frames.shape[1])
 
 
+def log_weights(
+    parameters: Parameters,
+    noise: jax.Array | None,
+    rng_key: jax.Array,
+    frames: jax.Array,
+    num_particles: int,
+    chunk: int,
+    shape: Sequence[int],
+    neighborhood: np.ndarray,
+    epsilon: float,
+) -> jax.Array:
+    """log importance weights (num_particles, batch), nats per sequence; the encoders run once.
+
+    noise: (num_particles, 2, batch, S, C, D), z then u, in place of what is drawn with the key.
+    """
+    pixels = frames.reshape(*frames.shape[:2], -1)
+    posteriors = [_posterior(_mlp(parameters, name, pixels), shape) for name in ("guide.z", "guide.u")]
+
+    def weight(particle: tuple[jax.Array, jax.Array | None]) -> jax.Array:
+        key, given = particle
+        drawn = jax.random.normal(key, (2, len(frames), *shape)) if given is None else given
+        z, u = (loc + jnp.exp(log_scale) * eps for (loc, log_scale), eps in zip(posteriors, drawn, strict=True))
+        t = (z + parameters["mu"]) / jnp.sqrt(_energy(u, neighborhood) + epsilon)
+        logits = _mlp(parameters, "decoder", t.reshape(*t.shape[:2], -1))
+        log_ratio = sum(
+            log_scale + 0.5 * (eps**2 - x**2) for x, eps, (_, log_scale) in zip((z, u), drawn, posteriors, strict=True)
+        )
+        return jnp.sum(pixels * logits - jax.nn.softplus(logits), (1, 2)) + jnp.sum(log_ratio, (1, 2, 3))
+
+    return jax.lax.map(weight, (jax.random.split(rng_key, num_particles), noise), batch_size=chunk)
+
+
+def networks(parameters: Parameters, frames: jax.Array, num_particles: int, chunk: int) -> jax.Array:
+    """What of it the networks are: the encoders once, the decoder for each particle's code; a number of no meaning."""
+    pixels = frames.reshape(*frames.shape[:2], -1)
+    codes = sum(_mlp(parameters, name, pixels) for name in ("guide.z", "guide.u"))
+    code = codes[..., : parameters["decoder.0.weight"].shape[1]]
+
+    def decoded(particle: jax.Array) -> jax.Array:
+        return jnp.sum(_mlp(parameters, "decoder", code + particle), axis=(1, 2))
+
+    return jax.lax.map(decoded, jnp.arange(num_particles, dtype=float), batch_size=chunk)
+
+
 class Trainer:
     """Adam on the loss; `advance` takes a chunk of steps in one compiled call that renders its own frames."""
 
@@ -88,12 +132,16 @@ class Trainer:
 
 def _draw(parameters: Parameters, name: str, pixels: jax.Array, noise: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A draw of a latent, and the KL divergence of its posterior from N(0, 1), summed over everything."""
-    batch, num_timesteps, capsules, positions = noise.shape
-    outputs = _mlp(parameters, name, pixels).reshape(batch, num_timesteps, 2 * capsules, positions)
-    loc, raw = jnp.split(outputs, 2, axis=2)
-    log_scale = LOG_SCALE_BOUND * jnp.tanh(raw / (2 * LOG_SCALE_BOUND))
+    loc, log_scale = _posterior(_mlp(parameters, name, pixels), noise.shape[1:])
     scale = jnp.exp(log_scale)
     return loc + scale * noise, jnp.sum(0.5 * (loc**2 + scale**2 - 1) - log_scale)
+
+
+def _posterior(outputs: jax.Array, shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:
+    """loc and log scale, (batch, S, C, D) each, of an encoder's outputs (batch, S, 2 * C * D)."""
+    num_timesteps, capsules, positions = shape
+    loc, raw = jnp.split(outputs.reshape(len(outputs), num_timesteps, 2 * capsules, positions), 2, axis=2)
+    return loc, LOG_SCALE_BOUND * jnp.tanh(raw / (2 * LOG_SCALE_BOUND))
 
 
 def _energy(u: jax.Array, neighborhood: np.ndarray) -> jax.Array:

@@ -49,13 +49,60 @@ class TVAE(nn.Module):
         cross_entropy = nn.functional.binary_cross_entropy_with_logits(logits, pixels, reduction="sum")
         return (cross_entropy + kl_z + kl_u) / (frames.shape[0] * frames.shape[1])
 
+    @torch.no_grad()
+    def log_weights(self, frames: Tensor, num_particles: int, chunk: int, noise: Tensor | None = None) -> Tensor:
+        """log importance weights (num_particles, batch), nats per sequence; the encoders run once.
+
+        noise: (num_particles, 2, batch, S, C, D), z then u, in place of fresh draws.
+        """
+        pixels = frames.flatten(2)
+        posteriors = [self._posterior(name, pixels) for name in ("z", "u")]
+        starts = range(0, num_particles, chunk)
+        return torch.cat(
+            [
+                self._some_log_weights(pixels, posteriors, min(chunk, num_particles - start))
+                if noise is None
+                else self._some_log_weights(pixels, posteriors, chunk, noise[start : start + chunk])
+                for start in starts
+            ]
+        )
+
+    def _some_log_weights(
+        self, pixels: Tensor, posteriors: list[tuple[Tensor, Tensor]], size: int, noise: Tensor | None = None
+    ) -> Tensor:
+        if noise is None:
+            noise = torch.randn(size, 2, len(pixels), *self.shape)
+        z, u = (loc + log_scale.exp() * noise[:, k] for k, (loc, log_scale) in enumerate(posteriors))
+        t = (z + self.mu) / torch.sqrt(self._energy(u) + self.epsilon)
+        logits = self.decoder(t.flatten(3))
+        log_likelihood = -nn.functional.binary_cross_entropy_with_logits(
+            logits, pixels.expand_as(logits), reduction="none"
+        ).sum((2, 3))
+        log_ratio = sum(
+            log_scale + 0.5 * (noise[:, k].square() - x.square())
+            for k, (x, (_, log_scale)) in enumerate(zip((z, u), posteriors, strict=True))
+        )
+        return log_likelihood + log_ratio.sum((2, 3, 4))
+
+    @torch.no_grad()
+    def networks(self, frames: Tensor, num_particles: int, chunk: int) -> Tensor:
+        """What of it the networks are: the encoders once, the decoder for each particle's code; of no meaning."""
+        pixels = frames.flatten(2)
+        code = sum(network(pixels) for network in self.guide.values())[..., : self.decoder[0].in_features]
+        particles = torch.arange(num_particles, dtype=code.dtype).split(chunk)
+        return torch.cat([self.decoder(code + part[:, None, None, None]).sum((2, 3)) for part in particles])
+
     def _draw(self, name: str, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """A draw of a latent, and the KL divergence of its posterior from N(0, 1), summed over everything."""
-        _, capsules, positions = self.shape
-        loc, raw = self.guide[name](pixels).unflatten(2, (2 * capsules, positions)).chunk(2, dim=2)
-        log_scale = LOG_SCALE_BOUND * torch.tanh(raw / (2 * LOG_SCALE_BOUND))
+        loc, log_scale = self._posterior(name, pixels)
         scale = torch.exp(log_scale)
         return loc + scale * noise, (0.5 * (loc**2 + scale**2 - 1) - log_scale).sum()
+
+    def _posterior(self, name: str, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """loc and log scale of a latent, (batch, S, C, D) each."""
+        _, capsules, positions = self.shape
+        loc, raw = self.guide[name](pixels).unflatten(2, (2 * capsules, positions)).chunk(2, dim=2)
+        return loc, LOG_SCALE_BOUND * torch.tanh(raw / (2 * LOG_SCALE_BOUND))
 
     def _energy(self, u: Tensor) -> Tensor:
         cells = u.square().movedim(-3, -2)

@@ -15,6 +15,8 @@ from ppl_tvae.training import data_of
 LEARNING_RATE = 1e-3
 ADAM = Optimization("adam", LEARNING_RATE, 0.9, 0.0, "constant", 0, 0)
 
+CHUNK = 8  # particles at a time, the default of `log_weights`
+
 # The contenders, in the words of the table. Each takes so many steps and returns when they are done.
 PPL, PLAIN, RENDERING, PRODUCTS = "ppl", "plain", "rendering", "matrix products"
 Contenders = dict[tuple[str, bool], Callable[[int], object]]  # by (one of the words, whether it renders its data)

@@ -1,5 +1,6 @@
 """A training step in Pyro and in PyTorch alone, and the two parts of it that no program can avoid."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from benchmarks import plain_torch
 from benchmarks.setting import (
     ADAM,
+    CHUNK,
     LEARNING_RATE,
     PLAIN,
     PPL,
@@ -22,10 +24,12 @@ from benchmarks.setting import (
     ready,
     rendered,
 )
+from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.data.rendering import SequenceTables
 from ppl_tvae.inference.objective import ELBO
 from ppl_tvae.inference.pyro.device import to_device
+from ppl_tvae.inference.pyro.importance import log_weights
 from ppl_tvae.inference.pyro.svi import Trainer
 from ppl_tvae.models.assembly import assemble
 
@@ -44,6 +48,28 @@ def contenders(data: SequenceData, batch_size: int) -> Contenders:
     found[RENDERING, True] = _rendering(to_device(data.tables), Plans(data, batch_size, True))
     found[PRODUCTS, False] = _products(frames)
     return found
+
+
+def weighing(experiment: Experiment, data: SequenceData, batch_size: int, num_particles: int) -> dict[str, Any]:
+    """Log weights of one batch, ours and by hand, and the networks alone; a step is one evaluation of the batch."""
+    first = _step_of(data.train_plans(0, 0, 1, batch_size), 0)
+    frames = rendered(to_device(data.tables), to_device(first))
+    model = plain_model(experiment, frames[0, 0].numel())
+    draw = log_weights(assemble(experiment, "pyro"), num_particles)
+    parameters = {name: value.detach() for name, value in model.state_dict().items()}
+    return {
+        PPL: _repeating(lambda: draw(parameters, frames)),
+        PLAIN: _repeating(lambda: model.log_weights(frames, num_particles, CHUNK)),
+        PRODUCTS: _repeating(lambda: model.networks(frames, num_particles, CHUNK)),
+    }
+
+
+def _repeating(compute: Callable[[], torch.Tensor]) -> Callable[[int], None]:
+    def run(num_steps: int) -> None:
+        for _ in range(num_steps):
+            compute()
+
+    return run
 
 
 def _pyro(render: Any, tables: Any, first: Plan, plans: Plans) -> Any:

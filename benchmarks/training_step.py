@@ -125,19 +125,21 @@ def _in_own_process(backend: str, options: argparse.Namespace) -> list[Row]:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training_step", description=__doc__.split("\n")[0])
-    parser.add_argument("--batch-sizes", type=_numbers, default=[8, 64], metavar="N,...", help="sequences (8,64)")
+    parser.add_argument("--batch-sizes", type=numbers, default=[8, 64], metavar="N,...", help="sequences (8,64)")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long each contender is timed (3)")
-    parser.add_argument("--backends", type=_backends, default=list(CONTENDERS), metavar="NAME,...", help="(both)")
+    parser.add_argument("--backends", type=backend_names, default=list(CONTENDERS), metavar="NAME,...", help="(both)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's time too")
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
-def _numbers(text: str) -> list[int]:
+def numbers(text: str) -> list[int]:
+    """Of an option: 8,64."""
     return [int(part) for part in text.split(",")]
 
 
-def _backends(text: str) -> list[str]:
+def backend_names(text: str) -> list[str]:
+    """Of an option: numpyro,pyro. Raises ArgumentTypeError for any other."""
     names = text.split(",")
     if unknown := set(names) - set(CONTENDERS):
         raise argparse.ArgumentTypeError(f"expected some of {', '.join(CONTENDERS)}, found {', '.join(unknown)}")

@@ -17,6 +17,7 @@ from ppl_tvae.inference.numpyro.device import on_device as on_jax
 from ppl_tvae.inference.pyro import objectives as pyro_objectives
 from ppl_tvae.inference.pyro import tracing as pyro_tracing
 from ppl_tvae.inference.pyro.device import on_device as on_torch
+from ppl_tvae.inference.pyro.importance import log_weights_at
 from ppl_tvae.models.assembly import assemble, lattice_of
 from tests.small import FRAME, random_parameters, small_experiment, small_frames
 
@@ -70,6 +71,31 @@ def test_plain_jax_has_the_loss_of_the_numpyro_program(case):
         loss = plain_jax.loss(parameters, frames, noise, lattice_of(experiment).neighborhood, experiment.epsilon)
     expected = -np.asarray(bounds).mean() / experiment.num_timesteps
     np.testing.assert_allclose(np.asarray(loss), expected, rtol=1e-12)
+
+
+def test_plain_twins_have_the_log_weights_of_the_programs(case):
+    """At the same noise, in chunks that do not divide."""
+    experiment, shape, parameters, frames, _ = case
+    noise = np.random.default_rng(1).standard_normal((5, 2, BATCH, *shape))
+    neighborhood, pixels = lattice_of(experiment).neighborhood, int(np.prod(FRAME))
+    with on_torch("cpu", "float64"), torch.no_grad():
+        values = {name: torch.tensor(value) for name, value in parameters.items()}
+        plain = plain_torch.TVAE(neighborhood, shape, experiment.hidden, pixels, experiment.mu, experiment.epsilon)
+        plain.load_state_dict(values)
+        by_torch = plain.log_weights(torch.tensor(frames), 5, 2, torch.tensor(noise)).numpy()
+        assert plain.log_weights(torch.tensor(frames), 5, 2).shape == (5, BATCH)
+        program, ours = assemble(experiment, "pyro"), []
+        with pyro_tracing.parameters_as(values):
+            guide = pyro_tracing.latent_sites(pyro_tracing.program_traces(program, torch.tensor(frames))[0])
+        for particle in torch.tensor(noise):
+            latents = drawn({name: site["fn"] for name, site in guide.items()}, particle)
+            ours.append(log_weights_at(program, values, torch.tensor(frames), latents).numpy())
+    with on_jax("cpu", "float64"):
+        arrays = tree_map(jnp.asarray, (parameters, noise))
+        settings = (5, 2, shape, neighborhood, experiment.epsilon)
+        by_jax = plain_jax.log_weights(*arrays, jax.random.key(0), jnp.asarray(frames), *settings)
+    np.testing.assert_allclose(by_torch, np.stack(ours), rtol=1e-10)
+    np.testing.assert_allclose(np.asarray(by_jax), np.stack(ours), rtol=1e-10)
 
 
 def test_plain_twins_learn(case):

@@ -4,7 +4,7 @@ Frames of a sequence share latents, so a weight belongs to the sequence, never t
 arXiv 1509.00519, for the bound made of them).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import pyro
@@ -28,6 +28,8 @@ from ppl_tvae.program import Program
 Latents = dict[str, Tensor]
 LogWeights = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
+_CHUNKS_PER_DRAW = 8  # latents are a hundredth of the pixels and hidden units that a chunk's decoder fills
+
 
 def log_weights(program: Program, num_particles: int, *, particles_per_chunk: int = 8) -> LogWeights:
     """A function (parameters, frames (batch, ...)) -> log weights (num_particles, batch), nats.
@@ -46,64 +48,71 @@ def frame_log_weights(program: Program, num_particles: int, *, particles_per_chu
 
 
 def _in_chunks(program: Program, num_particles: int, chunk: int, log_density: Callable[[Trace], Tensor]) -> LogWeights:
-    vectorised = True
-
-    def draws(frames: Tensor, size: int) -> tuple[Latents, Tensor]:
-        nonlocal vectorised
-        if vectorised:
-            try:
-                return _vectorised_draws(program, frames, size, log_density)
-            except (RuntimeError, NotImplementedError, ValueError):
-                vectorised = False  # vmap has no rule for what the guide does; its own mistakes are raised below
-        return _repeated_draws(program, frames, size, log_density)
-
-    def some_particles(frames: Tensor, size: int) -> Tensor:
-        latents, log_q = draws(frames, size)
-        log_p = log_density(replayed(program.model, _repeated(frames, size), as_trace(latents)))
-        return log_p.reshape(log_q.shape) - log_q
-
     @torch.no_grad()
     def all_particles(parameters: Mapping[str, Tensor], frames: Tensor) -> Tensor:
-        sizes = [min(chunk, num_particles - start) for start in range(0, num_particles, chunk)]
-        with parameters_as(parameters):
-            return torch.cat([some_particles(frames, size) for size in sizes])
+        # Particles are further sequences of a larger batch: true of any program whose sequences are independent.
+        repeated = frames.expand(min(chunk, num_particles), *frames.shape).reshape(-1, *frames.shape[1:])
+        draws = _vectorised_draws if _can_vectorise(program, parameters, frames) else _repeated_draws
+        weights = []
+        # Validation looks at values, which vmap forbids; `check_program` has looked at the program already.
+        with parameters_as(parameters), pyro.validation_enabled(False):
+            for latents, log_q in draws(program, frames, repeated, num_particles, chunk, log_density):
+                model_trace = replayed(program.model, repeated[: log_q.shape[0] * log_q.shape[1]], as_trace(latents))
+                weights.append(log_density(model_trace).reshape(log_q.shape) - log_q)
+        return torch.cat(weights)
 
     return all_particles
 
 
 def _vectorised_draws(
-    program: Program, frames: Tensor, size: int, log_density: Callable[[Trace], Tensor]
-) -> tuple[Latents, Tensor]:
-    """Latents by site, (size * batch, ...), and their log densities (size, batch, ...), from one run of the guide.
+    program: Program, frames: Tensor, repeated: Tensor, num_particles: int, chunk: int, log_density: Any
+) -> Iterator[tuple[Latents, Tensor]]:
+    """Latents by site, as the model takes them for size * batch sequences, and their log densities (size, batch, ...).
 
-    What does not depend on a draw, such as the encoders, is computed once for all particles. Raises RuntimeError for a
-    guide that uses what torch.func.vmap has no rule for.
+    size is at most `chunk`. What in the guide depends on no draw, as the encoders, is computed once for several chunks.
     """
-
-    def one(_: Tensor) -> tuple[Latents, Tensor]:
-        guide_trace = trace(program.guide).get_trace(frames)
-        values = {name: site["value"] for name, site in latent_sites(guide_trace).items()}
-        return values, log_density(guide_trace)
-
-    # Validation looks at values, which vmap forbids; `check_program` has looked at the program already.
-    with _OutOfPlaceDraws(), pyro.validation_enabled(False):
-        latents, log_q = torch.func.vmap(one, randomness="different")(torch.zeros(size))
-    return {name: value.flatten(0, 1) for name, value in latents.items()}, log_q
+    for start in range(0, num_particles, _CHUNKS_PER_DRAW * chunk):
+        size = min(_CHUNKS_PER_DRAW * chunk, num_particles - start)
+        latents, log_q = _vectorised_guide(program, frames, size, log_density)
+        for part in torch.arange(size).split(chunk):
+            piece = slice(int(part[0]), int(part[-1]) + 1)
+            yield {name: value[piece].flatten(0, 1) for name, value in latents.items()}, log_q[piece]
 
 
 def _repeated_draws(
-    program: Program, frames: Tensor, size: int, log_density: Callable[[Trace], Tensor]
-) -> tuple[Latents, Tensor]:
-    """As `_vectorised_draws`, for any guide: particles are further sequences of a larger batch."""
-    guide_trace = trace(program.guide).get_trace(_repeated(frames, size))
-    log_q = log_density(guide_trace)
-    values = {name: site["value"] for name, site in latent_sites(guide_trace).items()}
-    return values, log_q.reshape(size, frames.shape[0], *log_q.shape[1:])
+    program: Program, frames: Tensor, repeated: Tensor, num_particles: int, chunk: int, log_density: Any
+) -> Iterator[tuple[Latents, Tensor]]:
+    """As `_vectorised_draws`, for any guide, which runs for each particle."""
+    batch = frames.shape[0]
+    for start in range(0, num_particles, chunk):
+        size = min(chunk, num_particles - start)
+        guide_trace = trace(program.guide).get_trace(repeated[: size * batch])
+        latents = {name: site["value"] for name, site in latent_sites(guide_trace).items()}
+        yield latents, log_density(guide_trace).unflatten(0, (size, batch))
 
 
-def _repeated(frames: Tensor, size: int) -> Tensor:
-    """(size * batch, ...): true to any program whose sequences are independent, and asks no more of its model."""
-    return frames.expand(size, *frames.shape).reshape(-1, *frames.shape[1:])
+def _vectorised_guide(program: Program, frames: Tensor, size: int, log_density: Any) -> tuple[Latents, Tensor]:
+    """Latents and their log densities, (size, batch, ...). Raises RuntimeError and its like where vmap has no rule."""
+
+    def one(_: Tensor) -> tuple[Latents, Tensor]:
+        guide_trace = trace(program.guide).get_trace(frames)
+        sites = latent_sites(guide_trace)
+        if any(site["fn"].batch_shape != frames.shape[:1] for site in sites.values()):
+            raise ValueError("expected no plate but that of the sequences")
+        return {name: site["value"] for name, site in sites.items()}, log_density(guide_trace)
+
+    with _OutOfPlaceDraws():
+        return torch.func.vmap(one, randomness="different")(torch.zeros(size))
+
+
+def _can_vectorise(program: Program, parameters: Mapping[str, Tensor], frames: Tensor) -> bool:
+    """Whether vmap takes the guide, found out on one sequence; the random stream stays where it is."""
+    with torch.random.fork_rng(), parameters_as(parameters), pyro.validation_enabled(False):
+        try:
+            _vectorised_guide(program, frames[:1], 2, log_joint)
+        except (RuntimeError, NotImplementedError, ValueError):
+            return False  # a mistake of the guide itself comes to light when it runs alone
+    return True
 
 
 class _OutOfPlaceDraws(TorchFunctionMode):
