@@ -1,7 +1,10 @@
 """Where torch computes and in which precision."""
 
+import ctypes
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pyro
@@ -18,6 +21,7 @@ def on_device(device: str, precision: str) -> Iterator[None]:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("expected a GPU for device 'cuda', found none that torch can use; take --device cpu")
+    _keep_freed_memory()
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     dtype, default_device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(getattr(torch, precision))
@@ -34,3 +38,19 @@ def to_device(tree: Any) -> Any:
     """A named tuple of NumPy arrays as a named tuple of tensors on the default device."""
     device = torch.get_default_device()
     return type(tree)(*(torch.as_tensor(array, device=device) for array in tree))
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Have glibc keep what torch frees, for its next tensor.
+
+    By default it hands blocks of megabytes back to the system, and every elementwise pass then waits for fresh pages:
+    a third of the time of rendering a batch (docs/performance.md).
+    """
+    if sys.platform != "linux":
+        return
+    trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in every C library
+    if mallopt is not None:
+        mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes
+        mallopt(trim_threshold, 2**31 - 1)

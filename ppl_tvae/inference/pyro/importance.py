@@ -48,11 +48,15 @@ def frame_log_weights(program: Program, num_particles: int, *, particles_per_chu
 
 
 def _in_chunks(program: Program, num_particles: int, chunk: int, log_density: Callable[[Trace], Tensor]) -> LogWeights:
+    draws: Any = None
+
     @torch.no_grad()
     def all_particles(parameters: Mapping[str, Tensor], frames: Tensor) -> Tensor:
+        nonlocal draws
+        if draws is None:
+            draws = _vectorised_draws if _can_vectorise(program, parameters, frames) else _repeated_draws
         # Particles are further sequences of a larger batch: true of any program whose sequences are independent.
         repeated = frames.expand(min(chunk, num_particles), *frames.shape).reshape(-1, *frames.shape[1:])
-        draws = _vectorised_draws if _can_vectorise(program, parameters, frames) else _repeated_draws
         weights = []
         # Validation looks at values, which vmap forbids; `check_program` has looked at the program already.
         with parameters_as(parameters), pyro.validation_enabled(False):
