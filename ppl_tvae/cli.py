@@ -132,11 +132,22 @@ def _evaluate(options: argparse.Namespace) -> None:
         error = "unknown" if record["standard_error"] is None else f"{record['standard_error']:.3f}"
         print(f"  {name:15} {record['value']:10.3f} +- {error:7}  {record['side']}")
     for note, value in {note: value for record in records for note, value in record["notes"].items()}.items():
-        print(
-            f"  {note.replace('_', ' ')}: {value:.3f}"
-            if isinstance(value, float)
-            else f"  {note.replace('_', ' ')}: {value}"
-        )
+        if value is not None:
+            print(f"  {_NOTES.get(note, note.replace('_', ' '))}: {_as_text(value)}")
+
+
+_NOTES = {
+    "khat_quantiles": "Pareto k-hat of the sequences, at 10, 50 and 90 %",
+    "median_effective_sample_size": "effective sample size of the weights, median over sequences",
+    "mean_gap_nats_per_sequence": "gap of the sandwich, nats per sequence",
+    "gap_standard_error": "its standard error",
+}
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_as_text, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -262,11 +273,11 @@ def _add_setting(command: argparse.ArgumentParser, setting: Field[Any]) -> None:
     kind, several = setting_type(setting)
     flag = "--" + setting.metadata.get("flag", setting.name).replace("_", "-")
     default = ",".join(map(str, setting.default)) if isinstance(setting.default, tuple) else setting.default
-    text = setting.metadata["help"] + (f" [{default}]" if default not in (None, "") else "")
-    metavar = f"{kind.__name__},..." if several else kind.__name__
-    command.add_argument(
-        flag, dest=setting.name, type=_list_of(kind) if several else kind, metavar=metavar.upper(), help=text
-    )
+    known = catalogue.KINDS.get(setting.metadata.get("kind", ""), ())
+    text = setting.metadata["help"] + (f": {', '.join(known)}" if known else "")
+    text += f" [{default}]" if default not in (None, "") else ""
+    metavar = {int: "N", float: "X", str: "NAME"}[kind] + (",..." if several else "")
+    command.add_argument(flag, dest=setting.name, type=_list_of(kind) if several else kind, metavar=metavar, help=text)
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:

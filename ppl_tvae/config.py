@@ -24,7 +24,7 @@ def _setting(default: Any, description: str, **metadata: Any) -> Any:
 class Experiment:
     """What is trained, on what, and how. Raises UserError from `resolved` where settings do not fit together."""
 
-    backend: str = _setting("numpyro", "numpyro or pyro", kind="backend")
+    backend: str = _setting("numpyro", "the probabilistic programming language", kind="backend")
     model: str = _setting("tvae", "tvae, static, bubble, torus, vae, or the path of your own program, PATH.py")
     guide: str = _setting("mean-field", "the guide of a named model", kind="guide")
     prior: str = _setting("normal", "the prior of the latents of a named model", kind="prior")

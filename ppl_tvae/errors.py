@@ -11,6 +11,7 @@ class UserError(ValueError):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a catalogue, with the nearest one that is."""
     known = sorted(known)
+    article = "an" if kind[0] in "aeiou" else "a"
     nearest = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean '{nearest[0]}'?" if nearest else f"choose one of {', '.join(known)}."
-    return UserError(f"expected the name of a {kind}, found '{name}'; {hint}")
+    return UserError(f"expected the name of {article} {kind}, found '{name}'; {hint}")

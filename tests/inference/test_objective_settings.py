@@ -78,7 +78,7 @@ def test_warm_up_goes_by_the_step_of_the_state_and_never_by_held_out_sequences(b
         ({"objective": "iwae", "kl_warmup_steps": 9}, "expected kl_warmup_steps only with objective 'elbo'"),
         ({"kl_warmup_steps": 5, "steps": 5}, "expected fewer kl_warmup_steps than the 5 steps, found 5"),
         ({"num_particles": 0}, "expected num_particles of at least 1, found 0"),
-        ({"objective": "iwea"}, "expected the name of a objective, found 'iwea'; did you mean 'iwae'"),
+        ({"objective": "iwea"}, "expected the name of an objective, found 'iwea'; did you mean 'iwae'"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(settings, words):
