@@ -38,8 +38,9 @@ def test_pyros_renyi_elbo_under_subsampling_lies_above_the_evidence(halved):
     theirs = [-host.loss(program.model, program.guide, frames) for _ in range(20)]
     assert np.mean(theirs) - truth > STANDARD_ERRORS * np.std(theirs) / np.sqrt(20)
     objective = Objective("iwae", PARTICLES)
-    ours = [2 * float(OBJECTIVES["iwae"](objective, program, frames, 0).detach().sum()) for _ in range(5)]
-    assert np.mean(ours) == pytest.approx(truth, abs=0.05)
+    whole = linear_gaussian.program(pyro, torch.exp, pyro_dist)  # ours ask for a plate of the batch
+    ours = [2 * float(OBJECTIVES["iwae"](objective, whole, frames, 0).detach().sum()) for _ in range(5)]
+    assert truth - 0.5 < np.mean(ours) < truth + STANDARD_ERRORS * np.std(ours) / np.sqrt(5)
 
 
 def test_pyros_importance_weights_sum_over_data_and_do_not_normalise(halved):
