@@ -1,1 +1,1 @@
-"""How fast a training step is, beside the same model written without a probabilistic programming language."""
+"""How fast a training step and importance weights are, beside the same model without a probabilistic language."""

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ppl_tvae.assembly import lattice_of
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan, SequenceData, render
 from ppl_tvae.inference.optimization import Optimization
-from ppl_tvae.models.assembly import lattice_of
 from ppl_tvae.training import data_of
 
 LEARNING_RATE = 1e-3

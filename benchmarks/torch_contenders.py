@@ -24,6 +24,7 @@ from benchmarks.setting import (
     ready,
     rendered,
 )
+from ppl_tvae.assembly import assemble
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.data.rendering import SequenceTables
@@ -31,7 +32,6 @@ from ppl_tvae.inference.objective import ELBO
 from ppl_tvae.inference.pyro.device import to_device
 from ppl_tvae.inference.pyro.importance import log_weights
 from ppl_tvae.inference.pyro.svi import Trainer
-from ppl_tvae.models.assembly import assemble
 
 NAMES = {PPL: "Pyro", PLAIN: "PyTorch alone"}
 

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from ppl_tvae.assembly import assemble
 from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.data import Plan, SequenceData, open_data, render
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization
 from ppl_tvae.loop import Diverged, Loop
-from ppl_tvae.models.assembly import assemble
 from ppl_tvae.models.initial import shared_draws
 from ppl_tvae.runs import Checkpoint, Run, check_new, create_run, open_run
 

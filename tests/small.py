@@ -4,9 +4,9 @@ import numpy as np
 import pyro
 import torch
 
+from ppl_tvae.assembly import assemble
 from ppl_tvae.config import Experiment
 from ppl_tvae.inference.pyro.tracing import program_traces
-from ppl_tvae.models.assembly import assemble
 from ppl_tvae.models.catalogue import LIKELIHOODS, MODELS
 
 FRAME = (4, 5, 3)

@@ -11,6 +11,7 @@ from benchmarks import plain_jax, plain_torch
 from benchmarks.rounds import interleaved, ratio
 from benchmarks.setting import PLAIN, PPL, PRODUCTS, RENDERING, latent_shape, layers, paper_experiment
 from benchmarks.training_step import cells, rows_of
+from ppl_tvae.assembly import assemble, lattice_of
 from ppl_tvae.inference.numpyro import objectives as numpyro_objectives
 from ppl_tvae.inference.numpyro import tracing as numpyro_tracing
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
@@ -18,7 +19,6 @@ from ppl_tvae.inference.pyro import objectives as pyro_objectives
 from ppl_tvae.inference.pyro import tracing as pyro_tracing
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.pyro.importance import log_weights_at
-from ppl_tvae.models.assembly import assemble, lattice_of
 from tests.small import FRAME, random_parameters, small_experiment, small_frames
 
 BATCH = 3

@@ -10,6 +10,7 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.infer import TraceMeanField_ELBO as NumpyroMeanField
 from pyro.infer import TraceMeanField_ELBO as PyroMeanField
 
+from ppl_tvae.assembly import assemble
 from ppl_tvae.inference.numpyro import objectives as numpyro_objectives
 from ppl_tvae.inference.numpyro import tracing as numpyro_tracing
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
@@ -18,7 +19,6 @@ from ppl_tvae.inference.pyro import objectives as pyro_objectives
 from ppl_tvae.inference.pyro import tracing as pyro_tracing
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.pyro.importance import log_weights_at as pyro_log_weights_at
-from ppl_tvae.models.assembly import assemble
 from tests.small import EVERY_PROGRAM, random_latents, random_parameters, small_experiment, small_frames
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}

@@ -8,7 +8,7 @@ from numpyro import handlers
 from pyro import poutine
 from scipy import stats
 
-from ppl_tvae.models.assembly import assemble, lattice_of
+from ppl_tvae.assembly import assemble, lattice_of
 from tests.conftest import STANDARD_ERRORS
 from tests.small import FRAME, small_experiment
 

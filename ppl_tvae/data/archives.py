@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ppl_tvae.data.sources import Source, random_test_split
+from ppl_tvae.data.images import Source, random_test_split
 from ppl_tvae.errors import UserError
 
 

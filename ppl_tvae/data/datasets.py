@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ppl_tvae.data.images import Source
 from ppl_tvae.data.plans import Plan, fixed_plan, training_plans
 from ppl_tvae.data.rendering import SequenceTables, Tables, image_tables, plain_tables
-from ppl_tvae.data.sources import Source, load_source
+from ppl_tvae.data.sources import load_source
 from ppl_tvae.data.transforms import FACTORS, PLAIN, moving_factors
 from ppl_tvae.errors import UserError
 

@@ -1,34 +1,15 @@
 """Where images come from: public sets by name, or the user's own .npz."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
+from ppl_tvae.data.archives import read_archive
 from ppl_tvae.data.downloads import fetch
 from ppl_tvae.data.idx import read_idx
+from ppl_tvae.data.images import Source, random_test_split
 from ppl_tvae.errors import UserError, unknown_name
-
-
-@dataclass(frozen=True)
-class Source:
-    """Labelled images, or ready sequences of frames, and which of them are for training and for the test.
-
-    kind: "images" or "sequences".
-    pixels: all splits together; images are (N, H, W, channel) uint8 with 1 or 3 channels, sequences
-        (N, S, H, W, channel) uint8 or float32 in [0, 1] with any number of channels.
-    labels: (N,) int32, -1 where unknown.
-    train, test: int32 indices into the first axis.
-    """
-
-    name: str
-    kind: Literal["images", "sequences"]
-    pixels: np.ndarray
-    labels: np.ndarray
-    train: np.ndarray
-    test: np.ndarray
 
 
 def load_source(name_or_path: str, data_dir: Path | None = None) -> Source:
@@ -38,8 +19,6 @@ def load_source(name_or_path: str, data_dir: Path | None = None) -> Source:
     and downloaded if they are nowhere. Raises UserError for whatever cannot be read.
     """
     if name_or_path.endswith(".npz"):
-        from ppl_tvae.data.archives import read_archive
-
         return read_archive(Path(name_or_path).expanduser())
     if name_or_path not in LOADERS:
         raise unknown_name("data set (or a path ending in .npz)", name_or_path, LOADERS)
@@ -51,12 +30,6 @@ def catalogue() -> dict[str, str]:
     return {name: line for name, (_, line) in LOADERS.items()} | {
         "PATH.npz": "your own 'images' (N, H, W[, channel]) or 'sequences' (N, S, H, W, channel)"
     }
-
-
-def random_test_split(num_images: int, num_test: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted train and test indices, int32, the test set drawn at random once and for all."""
-    order = np.random.default_rng(20210904).permutation(num_images).astype(np.int32)
-    return np.sort(order[num_test:]), np.sort(order[:num_test])
 
 
 def _digits(data_dir: Path | None) -> Source:

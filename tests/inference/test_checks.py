@@ -8,10 +8,10 @@ import pyro.distributions as pyro_dist
 import pytest
 import torch
 
+from ppl_tvae.assembly import assemble
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.numpyro.checks import check_program as check_numpyro
 from ppl_tvae.inference.pyro.checks import check_program as check_pyro
-from ppl_tvae.models.assembly import assemble
 from ppl_tvae.program import Program
 from tests.small import EVERY_PROGRAM, FRAME, small_experiment
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy.special import logsumexp
 
+from ppl_tvae.assembly import assemble, lattice_of
 from ppl_tvae.inference import bounds
 from ppl_tvae.inference.numpyro import annealing as numpyro_annealing
 from ppl_tvae.inference.numpyro import importance as numpyro_importance
@@ -17,7 +18,6 @@ from ppl_tvae.inference.pyro import annealing as pyro_annealing
 from ppl_tvae.inference.pyro import importance as pyro_importance
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.temperatures import Annealing, forward_path
-from ppl_tvae.models.assembly import assemble, lattice_of
 from tests.conftest import STANDARD_ERRORS
 from tests.oracles import linear_gaussian, tiny_tvae_log_evidence
 from tests.small import random_parameters, small_experiment

@@ -13,6 +13,7 @@ import pyro.distributions as pyro_dist
 import pytest
 import torch
 
+from ppl_tvae.assembly import assemble
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.numpyro import tracing as numpyro_tracing
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
@@ -23,7 +24,6 @@ from ppl_tvae.inference.pyro import tracing as pyro_tracing
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.pyro.objectives import OBJECTIVES as PYRO_OBJECTIVES
 from ppl_tvae.inference.pyro.objectives import renyi_bound as pyro_renyi_bound
-from ppl_tvae.models.assembly import assemble
 from ppl_tvae.models.catalogue import OBJECTIVES
 from ppl_tvae.program import Program
 from tests.conftest import STANDARD_ERRORS
