@@ -7,7 +7,7 @@ import torch
 from ppl_tvae.assembly import assemble
 from ppl_tvae.config import Experiment
 from ppl_tvae.inference.pyro.tracing import program_traces
-from ppl_tvae.models.catalogue import LIKELIHOODS, MODELS
+from ppl_tvae.models.catalogue import GUIDES, LIKELIHOODS, MODELS, PRIORS
 
 FRAME = (4, 5, 3)
 
@@ -32,7 +32,7 @@ def random_parameters(experiment, rng):
         program_traces(program, frames)
     shapes = {name: tuple(value.shape) for name, value in store["params"].items()}
     values = {name: 0.4 * rng.standard_normal(shape) for name, shape in shapes.items()}
-    return {name: np.exp(value) if name == "likelihood.scale" else value for name, value in values.items()}
+    return {name: np.exp(value) if name.endswith(".scale") else value for name, value in values.items()}
 
 
 def random_latents(experiment, batch, rng):
@@ -42,3 +42,8 @@ def random_latents(experiment, batch, rng):
 
 
 EVERY_PROGRAM = [(model, likelihood) for model in MODELS for likelihood in LIKELIHOODS]
+EVERY_SWAP = [  # every guide with the paper's prior, every prior with its guide
+    (model, *swap)
+    for model in ("tvae", "vae")
+    for swap in [*((guide, "normal") for guide in GUIDES), *(("mean-field", prior) for prior in PRIORS)]
+]

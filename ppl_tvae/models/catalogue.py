@@ -15,10 +15,16 @@ MODELS = {
 
 GUIDES = {
     "mean-field": "the paper's: diagonal normals q(z | x_s) q(u | x_s), an encoder each, frame by frame",
+    "smoother": "diagonal normals that also see the frames which share variance with theirs through W",
+    "low-rank": "normals with a covariance of rank 4 plus a diagonal within each capsule",
+    "iaf": "two inverse autoregressive flows over the positions of each capsule, given the frame",
 }
 
 PRIORS = {
     "normal": "the paper's: independent standard normals",
+    "laplace": "independent Laplace of variance 1: sharper at zero, heavier tails",
+    "student-t": "independent Student-t of 5 degrees of freedom and variance 1: heavier tails still",
+    "mixture": "each cell a mixture of 4 normals, learned, shared by the cells of a latent",
 }
 
 LIKELIHOODS = {

@@ -43,6 +43,14 @@ class Lattice:
         """(S, D): how many cells share variance with each; with mu = 0, sqrt(nu) t is Student-t with nu degrees."""
         return (self.neighborhood > 0).sum(axis=1).reshape(self.num_timesteps, self.capsule_dim)
 
+    @property
+    def time_offsets(self) -> tuple[int, ...]:
+        """By how many timesteps, modulo S, cells that share variance lie apart; 0 comes first, and o with it S - o."""
+        by_time = self.neighborhood.reshape(self.num_timesteps, self.capsule_dim, self.num_timesteps, self.capsule_dim)
+        row, column = np.nonzero(by_time.any(axis=(1, 3)))
+        apart = {int(offset) for offset in (column - row) % self.num_timesteps}
+        return tuple(sorted({0} | apart | {-offset % self.num_timesteps for offset in apart}))
+
     def energy(self, u: Any) -> Any:
         """W u**2, the sum of squares over the neighbours: (..., S, C, D) -> (..., S, C, D), for any array library."""
         xp = array_namespace(u)

@@ -33,4 +33,4 @@ def build(
     else:
         latents = {"z": shape, "u": shape}
         model = tvae(lattice, shape[1], mirrored, PRIORS[prior], LIKELIHOODS[likelihood], mu, epsilon)
-    return Program(model, GUIDES[guide](latents, hidden))
+    return Program(model, GUIDES[guide](latents, hidden, lattice.time_offsets if lattice else (0,)))

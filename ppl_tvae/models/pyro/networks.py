@@ -52,11 +52,28 @@ def decoder(t: Tensor, hidden: Sequence[int], frame_shape: Sequence[int]) -> Ten
 
 
 def encoder(name: str, frames: Tensor, hidden: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """loc and scale of a latent, (batch, S, C, D) each, from frames (batch, S, height, width, channel).
+    """loc and scale of a latent, (batch, S, C, D) each, from frames (batch, S, height, width, channel)."""
+    return moments(outputs(name, features(name, frames, hidden), hidden, shape), shape)
+
+
+def features(name: str, frames: Tensor, hidden: Sequence[int]) -> Tensor:
+    """An encoder's last hidden layer, (batch, S, hidden), each frame by itself."""
+    x = frames.reshape(*frames.shape[:2], -1)
+    for layer, width in enumerate(hidden):
+        x = torch.relu(linear(f"guide.{name}.{2 * layer}", x, width))
+    return x
+
+
+def outputs(name: str, features: Tensor, hidden: Sequence[int], shape: Sequence[int]) -> Tensor:
+    """An encoder's last layer, (batch, S, 2 * C * D), to be read by `moments`."""
+    return linear(f"guide.{name}.{2 * len(hidden)}", features, 2 * shape[-2] * shape[-1])
+
+
+def moments(outputs: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """loc and scale, (batch, S, C, D) each, from (batch, S, 2 * C * D).
 
     The second half of the output is the log-variance while it is small; beyond that it saturates smoothly.
     """
     _, capsules, positions = shape
-    outputs = mlp(f"guide.{name}", frames.reshape(*frames.shape[:2], -1), hidden, 2 * capsules * positions)
-    loc, raw = torch.chunk(outputs.reshape(*frames.shape[:2], 2 * capsules, positions), 2, dim=2)
+    loc, raw = torch.chunk(outputs.reshape(*outputs.shape[:2], 2 * capsules, positions), 2, dim=2)
     return loc, torch.exp(LOG_SCALE_BOUND * torch.tanh(raw / (2 * LOG_SCALE_BOUND)))
