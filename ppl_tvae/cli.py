@@ -101,6 +101,27 @@ def _same(setting: str, value: Any, own: Any) -> bool:
     return Path(value).samefile(own) or (setting != "data" and Path(value).read_bytes() == Path(own).read_bytes())
 
 
+def _check(options: argparse.Namespace) -> None:
+    from ppl_tvae.inspection import sites
+
+    experiment = replace(Experiment(), **_given_settings(options))
+    rows = sites(experiment)
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    print(f"{experiment.model} is a program that {experiment.backend} can train")
+    columns = ("part", "site", "kind", "distribution", "batch_shape", "event_shape")
+    texts = [[column.replace("_", " ") for column in columns]]
+    texts += [[_shape(row[column]) if "shape" in column else row[column] for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+    for line in texts:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " ".join(map(str, sizes)) or "-"
+
+
 def _evaluate(options: argparse.Namespace) -> None:
     from ppl_tvae.evaluation import evaluate
     from ppl_tvae.inference.temperatures import Annealing
@@ -208,6 +229,13 @@ def _given_settings(options: argparse.Namespace) -> dict[str, Any]:
     return {s.name: value for s in fields(Experiment) if (value := getattr(options, s.name, None)) is not None}
 
 
+# What decides which program is put together, and which frames it sees.
+_OF_A_PROGRAM = (
+    "backend", "guide", "prior", "likelihood", "data", "data_dir", "transforms", "num_timesteps", "num_capsules",
+    "capsule_dim", "hidden", "temporal_window", "spatial_width", "lattice", "mu", "epsilon", "precision",
+)  # fmt: skip
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="ppl-tvae", description="Topographic VAEs as Pyro and NumPyro programs.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
@@ -217,6 +245,12 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--out", type=Path, metavar="RUN", help="the run directory (runs/MODEL-BACKEND)")
     train.add_argument("--config", type=Path, metavar="FILE.toml", help="start from these settings")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
+
+    check = _command(commands, "check", _check, "say what is wrong with a program, or print its sites and their shapes")
+    check.add_argument("model", metavar="MODEL|PATH.py")
+    for setting in fields(Experiment):
+        if setting.name in _OF_A_PROGRAM:
+            _add_setting(check, setting)
 
     evaluate = _command(commands, "evaluate", _evaluate, "estimate log p(x) of held-out sequences")
     evaluate.add_argument("directory", type=Path, metavar="RUN")

@@ -119,7 +119,7 @@ def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Any]:
     with device.on_device(experiment.device, experiment.precision), shared_draws(experiment.seed):
         program = assemble(experiment, experiment.backend)
         first_plan = Plan(*(field[0] for field in data.train_plans(experiment.seed, 0, 1, experiment.batch_size)))
-        with _naming_the_program(experiment):
+        with naming_the_program(experiment):
             trainer = backend.Trainer(
                 program,
                 _objective(experiment),
@@ -139,7 +139,7 @@ def _held_out(experiment: Experiment, data: SequenceData) -> Plan:
 
 def _first_elbo(experiment: Experiment, held_out: Plan, trainer: Any) -> float:
     """The held-out ELBO before the first step, nats per frame. Raises Diverged if it is not finite."""
-    with _naming_the_program(experiment):
+    with naming_the_program(experiment):
         elbo = -trainer.held_out_loss(held_out)
     if not math.isfinite(elbo):
         raise Diverged(
@@ -149,7 +149,7 @@ def _first_elbo(experiment: Experiment, held_out: Plan, trainer: Any) -> float:
 
 
 @contextmanager
-def _naming_the_program(experiment: Experiment) -> Iterator[None]:
+def naming_the_program(experiment: Experiment) -> Iterator[None]:
     """What a user's own program raises when it first runs, as a sentence with the line."""
     try:
         yield

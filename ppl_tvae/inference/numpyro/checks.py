@@ -1,11 +1,22 @@
 """What is wrong with a program, in one sentence, before it is trained: found by running it once on a small batch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from numpyro.handlers import seed, trace
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.numpyro.tracing import OBSERVED, Site, Trace, latent_sites, log_prob, observed_sites
+from ppl_tvae.inference.description import distribution_name, site_row
+from ppl_tvae.inference.numpyro.tracing import (
+    OBSERVED,
+    Site,
+    Trace,
+    flat_name,
+    latent_sites,
+    log_prob,
+    observed_sites,
+)
 from ppl_tvae.program import Program
 
 
@@ -15,6 +26,23 @@ def check_program(program: Program, frames: jax.Array) -> None:
     guide_trace = trace(seed(program.guide, keys[0])).get_trace(frames)
     prior_trace = trace(seed(program.model, keys[1])).get_trace(frames)
     _check_traces(guide_trace, prior_trace, frames)
+
+
+def site_table(program: Program, frames: jax.Array) -> list[dict[str, Any]]:
+    """A row for each site of the guide and of the model on frames (batch, ...): what it is, and its shapes."""
+    keys = jax.random.split(jax.random.key(0))
+    parts = {"guide": trace(seed(program.guide, keys[0])), "model": trace(seed(program.model, keys[1]))}
+    rows = []
+    for part, traced in parts.items():
+        for name, site in traced.get_trace(frames).items():
+            if site["type"] == "sample":
+                kind, fn = ("observed" if site["is_observed"] else "latent"), site["fn"]
+                rows.append(site_row(part, name, kind, distribution_name(fn), fn.batch_shape, fn.event_shape))
+            elif site["type"] in ("param", "deterministic"):
+                kind = {"param": "parameter"}.get(site["type"], site["type"])
+                for path, leaf in jax.tree_util.tree_flatten_with_path({name: site["value"]})[0]:
+                    rows.append(site_row(part, flat_name(path), kind, "", (), jnp.shape(leaf)))
+    return rows
 
 
 def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array) -> None:

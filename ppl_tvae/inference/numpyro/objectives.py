@@ -16,6 +16,7 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro.primitives import Messenger
 
 from ppl_tvae.errors import UserError
+from ppl_tvae.inference.description import distribution_name
 from ppl_tvae.inference.numpyro.tracing import (
     PLATE,
     Site,
@@ -170,15 +171,10 @@ def _reparameterised(guide_trace: Trace) -> Trace:
         if not site["fn"].has_rsample:
             raise UserError(
                 f"expected a reparameterised distribution at the guide's site '{name}', found "
-                f"{_name(site['fn'])}, through whose draws no gradient passes; choose a continuous one, such as Normal"
+                f"{distribution_name(site['fn'])}, through whose draws no gradient passes; choose a continuous one, "
+                f"such as Normal"
             )
     return guide_trace
-
-
-def _name(distribution: Any) -> str:
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    return type(distribution).__name__
 
 
 def _doubly_reparameterised(

@@ -1,12 +1,24 @@
 """What is wrong with a program, in one sentence, before it is trained: found by running it once on a small batch."""
 
+from typing import Any
+
 import pyro
 import torch
 from pyro.poutine import trace
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.pyro.tracing import OBSERVED, Site, Trace, latent_sites, log_prob, observed_sites
+from ppl_tvae.inference.description import distribution_name, site_row
+from ppl_tvae.inference.pyro.tracing import (
+    OBSERVED,
+    Site,
+    Trace,
+    flat_name,
+    latent_sites,
+    log_prob,
+    observed_sites,
+)
 from ppl_tvae.program import Program
 
 
@@ -16,6 +28,22 @@ def check_program(program: Program, frames: Tensor) -> None:
         guide_trace = trace(program.guide).get_trace(frames)
         prior_trace = trace(program.model).get_trace(frames)
         _check_traces(guide_trace, prior_trace, frames)
+
+
+def site_table(program: Program, frames: Tensor) -> list[dict[str, Any]]:
+    """A row for each site of the guide and of the model on frames (batch, ...): what it is, and its shapes."""
+    rows = []
+    with pyro.get_param_store().scope(), torch.no_grad(), torch.random.fork_rng():
+        for part, function in (("guide", program.guide), ("model", program.model)):
+            for name, site in trace(function).get_trace(frames).nodes.items():
+                if site["type"] == "sample" and site["infer"].get("_deterministic"):
+                    rows.append(site_row(part, name, "deterministic", "", (), site["value"].shape))
+                elif site["type"] == "sample" and not site_is_subsample(site):
+                    kind, fn = ("observed" if site["is_observed"] else "latent"), site["fn"]
+                    rows.append(site_row(part, name, kind, distribution_name(fn), fn.batch_shape, fn.event_shape))
+                elif site["type"] == "param":
+                    rows.append(site_row(part, flat_name(name), "parameter", "", (), site["value"].shape))
+    return rows
 
 
 def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: Tensor) -> None:

@@ -105,10 +105,8 @@ def _flow(name: str, context: Tensor, reverse: bool) -> AffineAutoregressive:
     weight_into = pyro.param(f"{name}.0.weight", lecun_normal(f"{name}.0.weight", (width, size)))
     weight_out = pyro.param(f"{name}.2.weight", lambda: torch.zeros((2 * size, width)))
     bias_out = pyro.param(f"{name}.2.bias", lambda: torch.zeros(2 * size))
-    weight_into, weight_out = (
-        weight_into * torch.as_tensor(into).to(weight_into),
-        weight_out * torch.as_tensor(out).to(weight_out),
-    )
+    weight_into = weight_into * torch.as_tensor(into).to(weight_into)
+    weight_out = weight_out * torch.as_tensor(out).to(weight_out)
 
     def autoregressive_nn(x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = torch.relu(x @ weight_into.T + given)
