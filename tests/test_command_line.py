@@ -7,6 +7,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -342,3 +344,13 @@ def test_text(run, tmp_path, capsys):
     assert capsys.readouterr().out == f"{sheet}\n"
     assert sheet.is_file()
     assert main(["models"]) == main(["data", "list"]) == 0
+
+
+def test_a_reader_who_has_seen_enough_is_no_mistake():
+    """As with `| head`: the pipe is closed before anything is written."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-c", "import sys; from ppl_tvae.cli import main; sys.exit(main(['models', '--json']))"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
