@@ -21,7 +21,6 @@ def on_device(device: str, precision: str) -> Iterator[None]:
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("expected a GPU for device 'cuda', found none that torch can use; take --device cpu")
-    _keep_freed_memory()
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
     dtype, default_device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(getattr(torch, precision))
@@ -41,11 +40,12 @@ def to_device(tree: Any) -> Any:
 
 
 @cache
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep what torch frees, for its next tensor.
 
     By default it hands blocks of megabytes back to the system, and every elementwise pass then waits for fresh pages:
-    a third of the time of rendering a batch (docs/performance.md).
+    a third of the time of rendering a batch (docs/performance.md). For the process, and for good; only for work whose
+    tensors have the same sizes over and over, such as training: with others the kept memory splinters and grows.
     """
     if sys.platform != "linux":
         return

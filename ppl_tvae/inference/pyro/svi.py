@@ -16,7 +16,7 @@ from ppl_tvae.inference.objective import ELBO as HELD_OUT
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.inference.pyro.checks import check_program
-from ppl_tvae.inference.pyro.device import to_device
+from ppl_tvae.inference.pyro.device import keep_freed_memory, to_device
 from ppl_tvae.inference.pyro.objectives import OBJECTIVES
 from ppl_tvae.inference.pyro.tracing import flat_name, program_traces
 from ppl_tvae.program import Program
@@ -44,6 +44,7 @@ class Trainer:
         seed: int,
     ) -> None:
         """render(tables, plan) -> frames, on the device; first_plan fixes the shapes of a batch."""
+        keep_freed_memory()
         self._program, self._objective = program, objective
         self._render, self._tables = render, to_device(tables)
         self._evaluation_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
