@@ -2,8 +2,8 @@
 
     python -m benchmarks.evaluation [--sequences 1000] [--particles 10,1000] [--backends numpyro,pyro]
 
-Memory is the peak of a process of its own that trains one step on `digits` and then calls `ppl_tvae.evaluate`, as a
-user does; time is taken in turns (see `rounds.py`), on one batch.
+Memory is the peak of a process of its own that calls `ppl_tvae.evaluate` on a run that another one trained, for one
+step on `digits`; time is taken in turns (see `rounds.py`), on one batch.
 """
 
 import argparse
@@ -30,56 +30,58 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark; two tables go to standard output."""
     options = _options(arguments)
     if options.worker:
-        print(json.dumps(worker(options.worker, options.sequences, options.particles, options.seconds)))
+        print(json.dumps(WORKERS[options.worker[0]](*options.worker[1:])))
         return
     print(machine_line(), "\n| backend | K | sequences | peak memory, MiB | seconds |\n|---|---|---|---|---|", sep="\n")
     for backend in options.backends:
-        for count in options.particles:
-            row = _in_own_process(f"memory-{backend}", count, options)
-            figures = f"{row['sequences']} | {row['mebibytes']:.0f} | {row['seconds']:.1f}"
-            print(f"| {backend} | {count} | {figures} |", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            run = str(Path(folder) / "run")
+            _in_own_process(["train", backend, run])
+            for count in options.particles:
+                row = _in_own_process(["memory", run, str(options.sequences), str(count)])
+                figures = f"{row['sequences']} | {row['mebibytes']:.0f} | {row['seconds']:.1f}"
+                print(f"| {backend} | {count} | {figures} |", flush=True)
     print("\n| backend | K | sequences | log weights, ms | by hand, ms | / by hand | networks alone |")
     print("|---|---|---|---|---|---|---|")
     for backend in options.backends:
-        row = _in_own_process(f"time-{backend}", TIMED_PARTICLES, options)
+        row = _in_own_process(["time", backend, str(options.seconds)])
         figures = f"{row['ours_ms']:.0f} | {row['plain_ms']:.0f} | {row['to_plain']:.2f} | {row['networks_share']:.0%}"
         print(f"| {backend} | {TIMED_PARTICLES} | {TIMED_BATCH} | {figures} |", flush=True)
 
 
-def worker(task: str, num_sequences: int, particles: Sequence[int], seconds: float) -> dict[str, Any]:
-    """What one process measures; task: memory-BACKEND or time-BACKEND."""
-    kind, backend = task.split("-")
-    if kind == "memory":
-        return peak_memory(backend, num_sequences, particles[0])
-    with import_module(f"ppl_tvae.inference.{backend}.device").on_device("cpu", "float32"):
-        times = interleaved(weighing(backend, TIMED_BATCH, TIMED_PARTICLES), seconds)
-    return {
-        "ours_ms": 1e3 * median(times[PPL]),
-        "plain_ms": 1e3 * median(times[PLAIN]),
-        "to_plain": ratio(times[PPL], times[PLAIN]),
-        "networks_share": ratio(times[PRODUCTS], times[PPL]),
-    }
-
-
-def peak_memory(backend: str, num_sequences: int, num_particles: int) -> dict[str, Any]:
-    """The peak of this process, MiB, after an evaluation with so many particles; and how long that took."""
+def trained(backend: str, run: str) -> None:
+    """A run of one step, at that path."""
     experiment = ppl_tvae.Experiment(backend=backend, data="digits", device="cpu", steps=1, validation_sequences=1)
-    with tempfile.TemporaryDirectory() as folder:
-        run = ppl_tvae.train(experiment, Path(folder) / "run", quiet=True)
-        records = ppl_tvae.evaluate(
-            run,
-            estimators=("iwae",),
-            particles=(num_particles,),
-            split="train",
-            max_sequences=num_sequences,
-            quiet=True,
-        )
+    ppl_tvae.train(experiment, run, quiet=True)
+
+
+def peak_memory(run: str, num_sequences: str, num_particles: str) -> dict[str, Any]:
+    """The peak of this process, MiB, after an evaluation with so many particles; and how long that took."""
+    (record,) = ppl_tvae.evaluate(
+        ppl_tvae.open_run(Path(run)),
+        estimators=("iwae",),
+        particles=(int(num_particles),),
+        split="train",
+        max_sequences=int(num_sequences),
+        quiet=True,
+    )
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"mebibytes": kibibytes / 1024, "seconds": record["seconds"], "sequences": record["num_sequences"]}
+
+
+def times(backend: str, seconds: str) -> dict[str, float]:
+    """Milliseconds of our log weights and of the twin's, their ratio, and the share of the networks alone."""
+    with import_module(f"ppl_tvae.inference.{backend}.device").on_device("cpu", "float32"):
+        rounds = interleaved(weighing(backend, TIMED_BATCH, TIMED_PARTICLES), float(seconds))
     return {
-        "mebibytes": kibibytes / 1024,
-        "seconds": records[0]["seconds"],
-        "sequences": records[0]["num_sequences"],
+        "ours_ms": 1e3 * median(rounds[PPL]),
+        "plain_ms": 1e3 * median(rounds[PLAIN]),
+        "to_plain": ratio(rounds[PPL], rounds[PLAIN]),
+        "networks_share": ratio(rounds[PRODUCTS], rounds[PPL]),
     }
+
+
+WORKERS: dict[str, Any] = {"train": trained, "memory": peak_memory, "time": times}
 
 
 def weighing(backend: str, batch_size: int, num_particles: int) -> dict[str, Run]:
@@ -89,11 +91,8 @@ def weighing(backend: str, batch_size: int, num_particles: int) -> dict[str, Run
     )
 
 
-def _in_own_process(task: str, num_particles: int, options: argparse.Namespace) -> dict[str, Any]:
-    numbers_given = ["--sequences", str(options.sequences), "--particles", str(num_particles)]
-    command = [sys.executable, "-m", "benchmarks.evaluation", "--worker", task, *numbers_given]
-    command += ["--seconds", str(options.seconds)]
-    # The run says on standard output what it did; the last line is ours.
+def _in_own_process(task: Sequence[str]) -> Any:
+    command = [sys.executable, "-m", "benchmarks.evaluation", "--worker", *task]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
@@ -103,7 +102,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--particles", type=numbers, default=[10, 1000], metavar="K,...", help="(10,1000)")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each contender is timed (10)")
     parser.add_argument("--backends", type=backend_names, default=list(CONTENDERS), metavar="NAME,...", help="(both)")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 

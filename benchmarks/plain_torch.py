@@ -57,21 +57,14 @@ class TVAE(nn.Module):
         """
         pixels = frames.flatten(2)
         posteriors = [self._posterior(name, pixels) for name in ("z", "u")]
-        starts = range(0, num_particles, chunk)
-        return torch.cat(
-            [
-                self._some_log_weights(pixels, posteriors, min(chunk, num_particles - start))
-                if noise is None
-                else self._some_log_weights(pixels, posteriors, chunk, noise[start : start + chunk])
-                for start in starts
-            ]
-        )
+        weights = []
+        for start in range(0, num_particles, chunk):
+            size = (min(chunk, num_particles - start), 2, len(pixels), *self.shape)
+            drawn = torch.randn(size) if noise is None else noise[start : start + chunk]
+            weights.append(self._some_log_weights(pixels, posteriors, drawn))
+        return torch.cat(weights)
 
-    def _some_log_weights(
-        self, pixels: Tensor, posteriors: list[tuple[Tensor, Tensor]], size: int, noise: Tensor | None = None
-    ) -> Tensor:
-        if noise is None:
-            noise = torch.randn(size, 2, len(pixels), *self.shape)
+    def _some_log_weights(self, pixels: Tensor, posteriors: list[tuple[Tensor, Tensor]], noise: Tensor) -> Tensor:
         z, u = (loc + log_scale.exp() * noise[:, k] for k, (loc, log_scale) in enumerate(posteriors))
         t = (z + self.mu) / torch.sqrt(self._energy(u) + self.epsilon)
         logits = self.decoder(t.flatten(3))

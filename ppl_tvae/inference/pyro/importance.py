@@ -55,12 +55,11 @@ def _in_chunks(program: Program, num_particles: int, chunk: int, log_density: Ca
         nonlocal draws
         if draws is None:
             draws = _vectorised_draws if _can_vectorise(program, parameters, frames) else _repeated_draws
-        # Particles are further sequences of a larger batch: true of any program whose sequences are independent.
-        repeated = frames.expand(min(chunk, num_particles), *frames.shape).reshape(-1, *frames.shape[1:])
+        repeated = _repeated(frames, min(chunk, num_particles))
         weights = []
         # Validation looks at values, which vmap forbids; `check_program` has looked at the program already.
         with parameters_as(parameters), pyro.validation_enabled(False):
-            for latents, log_q in draws(program, frames, repeated, num_particles, chunk, log_density):
+            for latents, log_q in draws(program, frames, num_particles, chunk, log_density):
                 model_trace = replayed(program.model, repeated[: log_q.shape[0] * log_q.shape[1]], as_trace(latents))
                 weights.append(log_density(model_trace).reshape(log_q.shape) - log_q)
         return torch.cat(weights)
@@ -69,7 +68,7 @@ def _in_chunks(program: Program, num_particles: int, chunk: int, log_density: Ca
 
 
 def _vectorised_draws(
-    program: Program, frames: Tensor, repeated: Tensor, num_particles: int, chunk: int, log_density: Any
+    program: Program, frames: Tensor, num_particles: int, chunk: int, log_density: Any
 ) -> Iterator[tuple[Latents, Tensor]]:
     """Latents by site, as the model takes them for size * batch sequences, and their log densities (size, batch, ...).
 
@@ -84,15 +83,20 @@ def _vectorised_draws(
 
 
 def _repeated_draws(
-    program: Program, frames: Tensor, repeated: Tensor, num_particles: int, chunk: int, log_density: Any
+    program: Program, frames: Tensor, num_particles: int, chunk: int, log_density: Any
 ) -> Iterator[tuple[Latents, Tensor]]:
     """As `_vectorised_draws`, for any guide, which runs for each particle."""
-    batch = frames.shape[0]
+    batch, repeated = frames.shape[0], _repeated(frames, min(chunk, num_particles))
     for start in range(0, num_particles, chunk):
         size = min(chunk, num_particles - start)
         guide_trace = trace(program.guide).get_trace(repeated[: size * batch])
         latents = {name: site["value"] for name, site in latent_sites(guide_trace).items()}
         yield latents, log_density(guide_trace).unflatten(0, (size, batch))
+
+
+def _repeated(frames: Tensor, size: int) -> Tensor:
+    """(size * batch, ...): particles as further sequences, true to any program whose sequences are independent."""
+    return frames.expand(size, *frames.shape).reshape(-1, *frames.shape[1:])
 
 
 def _vectorised_guide(program: Program, frames: Tensor, size: int, log_density: Any) -> tuple[Latents, Tensor]:

@@ -40,9 +40,14 @@ def linear(name: str, x: jax.Array, features: int) -> jax.Array:
 
 def mlp(name: str, x: jax.Array, hidden: Sequence[int], features: int) -> jax.Array:
     """(..., in) -> (..., features) through hidden layers of the given sizes."""
+    return linear(f"{name}.{2 * len(hidden)}", hidden_layers(name, x, hidden), features)
+
+
+def hidden_layers(name: str, x: jax.Array, hidden: Sequence[int]) -> jax.Array:
+    """(..., in) -> (..., last of the given sizes), with ReLU after each."""
     for layer, width in enumerate(hidden):
         x = jax.nn.relu(linear(f"{name}.{2 * layer}", x, width))
-    return linear(f"{name}.{2 * len(hidden)}", x, features)
+    return x
 
 
 def decoder(t: jax.Array, hidden: Sequence[int], frame_shape: Sequence[int]) -> jax.Array:
@@ -59,15 +64,12 @@ def encoder(name: str, frames: jax.Array, hidden: Sequence[int], shape: Sequence
 
 def features(name: str, frames: jax.Array, hidden: Sequence[int]) -> jax.Array:
     """An encoder's last hidden layer, (batch, S, hidden), each frame by itself."""
-    x = frames.reshape(*frames.shape[:2], -1)
-    for layer, width in enumerate(hidden):
-        x = jax.nn.relu(linear(f"guide.{name}.{2 * layer}", x, width))
-    return x
+    return hidden_layers(f"guide.{name}", frames.reshape(*frames.shape[:2], -1), hidden)
 
 
-def outputs(name: str, features: jax.Array, hidden: Sequence[int], shape: Sequence[int]) -> jax.Array:
+def outputs(name: str, last_hidden: jax.Array, hidden: Sequence[int], shape: Sequence[int]) -> jax.Array:
     """An encoder's last layer, (batch, S, 2 * C * D), to be read by `moments`."""
-    return linear(f"guide.{name}.{2 * len(hidden)}", features, 2 * shape[-2] * shape[-1])
+    return linear(f"guide.{name}.{2 * len(hidden)}", last_hidden, 2 * shape[-2] * shape[-1])
 
 
 def moments(outputs: jax.Array, shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:

@@ -39,9 +39,14 @@ def linear(name: str, x: Tensor, features: int) -> Tensor:
 
 def mlp(name: str, x: Tensor, hidden: Sequence[int], features: int) -> Tensor:
     """(..., in) -> (..., features) through hidden layers of the given sizes."""
+    return linear(f"{name}.{2 * len(hidden)}", hidden_layers(name, x, hidden), features)
+
+
+def hidden_layers(name: str, x: Tensor, hidden: Sequence[int]) -> Tensor:
+    """(..., in) -> (..., last of the given sizes), with ReLU after each."""
     for layer, width in enumerate(hidden):
         x = torch.relu(linear(f"{name}.{2 * layer}", x, width))
-    return linear(f"{name}.{2 * len(hidden)}", x, features)
+    return x
 
 
 def decoder(t: Tensor, hidden: Sequence[int], frame_shape: Sequence[int]) -> Tensor:
@@ -58,15 +63,12 @@ def encoder(name: str, frames: Tensor, hidden: Sequence[int], shape: Sequence[in
 
 def features(name: str, frames: Tensor, hidden: Sequence[int]) -> Tensor:
     """An encoder's last hidden layer, (batch, S, hidden), each frame by itself."""
-    x = frames.reshape(*frames.shape[:2], -1)
-    for layer, width in enumerate(hidden):
-        x = torch.relu(linear(f"guide.{name}.{2 * layer}", x, width))
-    return x
+    return hidden_layers(f"guide.{name}", frames.reshape(*frames.shape[:2], -1), hidden)
 
 
-def outputs(name: str, features: Tensor, hidden: Sequence[int], shape: Sequence[int]) -> Tensor:
+def outputs(name: str, last_hidden: Tensor, hidden: Sequence[int], shape: Sequence[int]) -> Tensor:
     """An encoder's last layer, (batch, S, 2 * C * D), to be read by `moments`."""
-    return linear(f"guide.{name}.{2 * len(hidden)}", features, 2 * shape[-2] * shape[-1])
+    return linear(f"guide.{name}.{2 * len(hidden)}", last_hidden, 2 * shape[-2] * shape[-1])
 
 
 def moments(outputs: Tensor, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
