@@ -23,10 +23,12 @@ def assemble(experiment: Experiment, backend: str) -> Program:
         (S, C, D),
         hidden=experiment.hidden,
         guide=experiment.guide,
-        prior=experiment.prior,
+        priors=experiment.priors,
         likelihood=experiment.likelihood,
         mu=experiment.mu,
+        mu_shape={"model": (), "capsule": (C, 1), "cell": (C, D)}[experiment.mu_per],
         epsilon=experiment.epsilon,
+        learn_lattice=experiment.lattice_weights == "learned",
     )
 
 

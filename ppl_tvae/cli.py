@@ -236,8 +236,9 @@ def _given_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 # What decides which program is put together, and which frames it sees.
 _OF_A_PROGRAM = (
-    "backend", "guide", "prior", "likelihood", "data", "data_dir", "transforms", "num_timesteps", "num_capsules",
-    "capsule_dim", "hidden", "temporal_window", "spatial_width", "lattice", "mu", "epsilon", "precision",
+    "backend", "guide", "prior", "prior_z", "prior_u", "likelihood", "data", "data_dir", "transforms", "num_timesteps",
+    "num_capsules", "capsule_dim", "hidden", "temporal_window", "spatial_width", "lattice", "lattice_weights", "mu",
+    "mu_per", "epsilon", "precision",
 )  # fmt: skip
 
 

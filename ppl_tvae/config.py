@@ -28,6 +28,8 @@ class Experiment:
     model: str = _setting("tvae", "tvae, static, bubble, torus, vae, or the path of your own program, PATH.py")
     guide: str = _setting("mean-field", "the guide of a named model", kind="guide")
     prior: str = _setting("normal", "the prior of the latents of a named model", kind="prior")
+    prior_z: str | None = _setting(None, "the prior of z, where it is another than --prior", kind="prior")
+    prior_u: str | None = _setting(None, "the prior of u, where it is another than --prior", kind="prior")
     likelihood: str = _setting("bernoulli", "what the pixels are observed as", kind="likelihood")
     objective: str = _setting("elbo", "the bound that is trained", kind="objective")
     num_particles: int | None = _setting(None, "draws from the guide per bound, K, in training (elbo 1; others 10)")
@@ -46,7 +48,11 @@ class Experiment:
     temporal_window: int | None = _setting(None, "frames that share variance (tvae 13/18 of S; bubble 5)")
     spatial_width: int | None = _setting(None, "positions that share variance at one time, K (3; torus 5)")
     lattice: str = _setting("", "your own W instead: PATH.npy, a matrix of (S*D, S*D)")
+    lattice_weights: str = _setting(
+        "fixed", "of W: fixed, or a learned positive factor each", choices=("fixed", "learned")
+    )
     mu: float | None = _setting(None, "initial value of mu (30; torus 10)")
+    mu_per: str = _setting("model", "one mu per model, capsule or cell", choices=("model", "capsule", "cell"))
     epsilon: float = _setting(1e-6, "added to W u**2 before the root")
 
     steps: int = _setting(2000, "training steps")
@@ -82,6 +88,11 @@ class Experiment:
             "lattice": bool(self.lattice),
         }
         return tuple(name for name, is_path in paths.items() if is_path)
+
+    @property
+    def priors(self) -> dict[str, str]:
+        """The prior of each latent of a named model; the plain VAE has no u."""
+        return {"z": self.prior_z or self.prior, "u": self.prior_u or self.prior}
 
     @property
     def binarize(self) -> bool:
@@ -166,7 +177,8 @@ def _is_a(value: Any, kind: type) -> bool:
 def _check_names(experiment: Experiment) -> None:
     for setting in fields(Experiment):
         value = getattr(experiment, setting.name)
-        if (kind := setting.metadata.get("kind")) and value not in catalogue.KINDS[kind]:
+        kind = setting.metadata.get("kind")
+        if kind and value is not None and value not in catalogue.KINDS[kind]:
             raise unknown_name(kind, value, catalogue.KINDS[kind])
         if (choices := setting.metadata.get("choices")) and value not in choices:
             raise unknown_name(setting.metadata.get("flag", setting.name), value, choices)
@@ -239,15 +251,15 @@ def _defaults_for(experiment: Experiment) -> dict[str, Any]:
 def _check_fit(given: Experiment, resolved: Experiment) -> None:
     """Settings that this model would not use are refused, not ignored."""
     meaningless = {
-        "vae": ("temporal_window", "spatial_width", "lattice", "mu"),
+        "vae": ("temporal_window", "spatial_width", "lattice", "lattice_weights", "mu", "mu_per", "prior_u"),
         "static": ("temporal_window",),
         "torus": ("temporal_window",),
     }.get(given.model, ())
     if given.lattice:
         meaningless = (*meaningless, "temporal_window", "spatial_width")
     if given.program_file is not None:
-        own = ("num_capsules", "capsule_dim", "temporal_window", "spatial_width", "lattice", "mu")
-        meaningless = (*own, "guide", "prior", "hidden", "epsilon")
+        sizes = ("num_capsules", "capsule_dim", "temporal_window", "spatial_width", "hidden", "epsilon")
+        meaningless = (*sizes, "lattice", "lattice_weights", "mu", "mu_per", "guide", "prior", "prior_z", "prior_u")
     for name in meaningless:
         if getattr(given, name) != getattr(Experiment(), name):
             which = f"lattice = '{given.lattice}'" if given.lattice and name != "lattice" else f"model '{given.model}'"
@@ -256,9 +268,22 @@ def _check_fit(given: Experiment, resolved: Experiment) -> None:
         raise UserError(f"expected num_timesteps 1 with model 'torus' (single frames), found {resolved.num_timesteps}")
     if given.optimizer != "adam" and given.adam_epsilon != Experiment().adam_epsilon:
         raise UserError(f"expected adam_epsilon only with optimizer 'adam', found it with '{given.optimizer}'")
+    _check_swaps(resolved)
     _check_objective(resolved)
     if resolved.warmup_steps >= resolved.steps:
         raise UserError(f"expected fewer warmup_steps than the {resolved.steps} steps, found {resolved.warmup_steps}")
+
+
+def _check_swaps(resolved: Experiment) -> None:
+    spherical = "hyperspherical" in resolved.priors.values()
+    if spherical and resolved.guide != "mean-field":
+        raise UserError(
+            f"expected guide 'mean-field' with prior 'hyperspherical', whose posterior is power spherical, found "
+            f"'{resolved.guide}'"
+        )
+    if (spherical or resolved.guide == "mixture") and resolved.capsule_dim == 1:
+        what = "prior 'hyperspherical'" if spherical else "guide 'mixture'"
+        raise UserError(f"expected capsule_dim of at least 2 with {what}, found 1")
 
 
 def _check_objective(resolved: Experiment) -> None:

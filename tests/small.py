@@ -10,6 +10,7 @@ from ppl_tvae.inference.pyro.tracing import program_traces
 from ppl_tvae.models.catalogue import GUIDES, LIKELIHOODS, MODELS, PRIORS
 
 FRAME = (4, 5, 3)
+POSITIVE = (".scale", ".degrees_of_freedom", "lattice.weight")
 
 
 def small_experiment(model="tvae", likelihood="bernoulli", **settings):
@@ -32,13 +33,16 @@ def random_parameters(experiment, rng):
         program_traces(program, frames)
     shapes = {name: tuple(value.shape) for name, value in store["params"].items()}
     values = {name: 0.4 * rng.standard_normal(shape) for name, shape in shapes.items()}
-    return {name: np.exp(value) if name.endswith(".scale") else value for name, value in values.items()}
+    return {name: np.exp(value) if name.endswith(POSITIVE) else value for name, value in values.items()}
 
 
 def random_latents(experiment, batch, rng):
     shape = (batch, experiment.num_timesteps, experiment.num_capsules, experiment.capsule_dim)
     names = ("z",) if experiment.model == "vae" else ("z", "u")
-    return {name: rng.standard_normal(shape) for name in names}
+    latents = {name: rng.standard_normal(shape) for name in names}
+    lengths = {name: np.linalg.norm(value, axis=-1, keepdims=True) for name, value in latents.items()}
+    spherical = {name for name, prior in experiment.priors.items() if prior == "hyperspherical"}
+    return {name: value / lengths[name] if name in spherical else value for name, value in latents.items()}
 
 
 EVERY_PROGRAM = [(model, likelihood) for model in MODELS for likelihood in LIKELIHOODS]

@@ -18,13 +18,17 @@ GUIDES = {
     "smoother": "diagonal normals that also see the frames which share variance with theirs through W",
     "low-rank": "normals with a covariance of rank 4 plus a diagonal within each capsule",
     "iaf": "two inverse autoregressive flows over the positions of each capsule, given the frame",
+    "mixture": "for each capsule and frame a mixture of 4 diagonal normals, with implicit gradients",
 }
 
 PRIORS = {
     "normal": "the paper's: independent standard normals",
     "laplace": "independent Laplace of variance 1: sharper at zero, heavier tails",
     "student-t": "independent Student-t of 5 degrees of freedom and variance 1: heavier tails still",
+    "student-t-learned": "independent Student-t of scale 1 whose degrees of freedom are learned, one number a latent",
     "mixture": "each cell a mixture of 4 normals, learned, shared by the cells of a latent",
+    "vamp": "a frame's latent is a mixture of the guide's posteriors at 32 learned pseudo-frames",
+    "hyperspherical": "each capsule uniform on the unit sphere; the guide of that latent is power spherical",
 }
 
 LIKELIHOODS = {

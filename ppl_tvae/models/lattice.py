@@ -51,12 +51,16 @@ class Lattice:
         apart = {int(offset) for offset in (column - row) % self.num_timesteps}
         return tuple(sorted({0} | apart | {-offset % self.num_timesteps for offset in apart}))
 
-    def energy(self, u: Any) -> Any:
-        """W u**2, the sum of squares over the neighbours: (..., S, C, D) -> (..., S, C, D), for any array library."""
+    def energy(self, u: Any, weights: Any = None) -> Any:
+        """W u**2, the sum of squares over the neighbours: (..., S, C, D) -> (..., S, C, D), for any array library.
+
+        weights: (S*D, S*D) in u's library; each entry of W is multiplied by its own.
+        """
         xp = array_namespace(u)
         by_capsule = xp.moveaxis(u * u, -3, -2)
         cells = xp.reshape(by_capsule, (*by_capsule.shape[:-2], -1))
-        summed = cells @ self._weights_like(u)
+        neighborhood = self._weights_like(u)
+        summed = cells @ (neighborhood if weights is None else neighborhood * weights.T)
         return xp.moveaxis(xp.reshape(summed, by_capsule.shape), -2, -3)
 
     def _weights_like(self, u: Any) -> Any:

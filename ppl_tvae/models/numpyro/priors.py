@@ -1,46 +1,87 @@
-"""Priors of the latents: each a function (site name, event shape) -> distribution with that event shape."""
+"""Priors of the latents: each a function (latent, frames) -> distribution with the latent's event shape.
 
-from collections.abc import Callable, Sequence
+frames is what the model was given; a prior reads their shape, never their values.
+"""
+
+import math
+from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
 
-DEGREES_OF_FREEDOM = 5.0
-COMPONENTS = 4
+from ppl_tvae.models.latent import Latent
+from ppl_tvae.models.numpyro.networks import encoder, lecun_normal
+from ppl_tvae.models.numpyro.spherical import HypersphericalUniform
+
+DEGREES_OF_FREEDOM = 5.0  # of student-t; where student-t-learned starts
+COMPONENTS = 4  # of mixture
+PSEUDO_FRAMES = 32  # of vamp
 
 
-def normal(name: str, shape: Sequence[int]) -> dist.Distribution:
+def normal(latent: Latent, frames: jax.Array) -> dist.Distribution:
     """Independent standard normals (the paper's, for z and u)."""
-    return dist.Normal(0.0, 1.0).expand(tuple(shape)).to_event(len(shape))
+    return dist.Normal(0.0, 1.0).expand(latent.shape).to_event(3)
 
 
-def laplace(name: str, shape: Sequence[int]) -> dist.Distribution:
+def laplace(latent: Latent, frames: jax.Array) -> dist.Distribution:
     """Independent Laplace of variance 1."""
-    return dist.Laplace(0.0, 0.5**0.5).expand(tuple(shape)).to_event(len(shape))
+    return dist.Laplace(0.0, 0.5**0.5).expand(latent.shape).to_event(3)
 
 
-def student_t(name: str, shape: Sequence[int]) -> dist.Distribution:
+def student_t(latent: Latent, frames: jax.Array) -> dist.Distribution:
     """Independent Student-t of `DEGREES_OF_FREEDOM`, scaled to variance 1."""
     scale = ((DEGREES_OF_FREEDOM - 2) / DEGREES_OF_FREEDOM) ** 0.5
-    cell = dist.StudentT(DEGREES_OF_FREEDOM, 0.0, scale)
-    return cell.expand(tuple(shape)).to_event(len(shape))
+    return dist.StudentT(DEGREES_OF_FREEDOM, 0.0, scale).expand(latent.shape).to_event(3)
 
 
-def mixture(name: str, shape: Sequence[int]) -> dist.Distribution:
-    """Each cell a mixture of `COMPONENTS` normals with learned weights, places and scales; one mixture for a site."""
-    logits = numpyro.param(f"prior.{name}.logits", lambda _: jnp.zeros(COMPONENTS))
-    loc = numpyro.param(f"prior.{name}.loc", lambda _: jnp.linspace(-1.0, 1.0, COMPONENTS))
-    scale = numpyro.param(f"prior.{name}.scale", lambda _: 0.7 * jnp.ones(COMPONENTS), constraint=constraints.positive)
+def student_t_learned(latent: Latent, frames: jax.Array) -> dist.Distribution:
+    """Independent Student-t of scale 1 with learned degrees of freedom, one number for the latent."""
+    name = f"prior.{latent.name}.degrees_of_freedom"
+    nu = numpyro.param(name, lambda _: jnp.asarray(DEGREES_OF_FREEDOM), constraint=constraints.positive)
+    return dist.StudentT(nu, 0.0, 1.0).expand(latent.shape).to_event(3)
+
+
+def mixture(latent: Latent, frames: jax.Array) -> dist.Distribution:
+    """Each cell a mixture of `COMPONENTS` normals with learned weights, places and scales, one for all cells."""
+    prefix = f"prior.{latent.name}"
+    logits = numpyro.param(f"{prefix}.logits", lambda _: jnp.zeros(COMPONENTS))
+    loc = numpyro.param(f"{prefix}.loc", lambda _: jnp.linspace(-1.0, 1.0, COMPONENTS))
+    scale = numpyro.param(f"{prefix}.scale", lambda _: 0.7 * jnp.ones(COMPONENTS), constraint=constraints.positive)
     cell = dist.MixtureSameFamily(dist.Categorical(logits=logits), dist.Normal(loc, scale))
-    return cell.expand(tuple(shape)).to_event(len(shape))
+    return cell.expand(latent.shape).to_event(3)
 
 
-PRIORS: dict[str, Callable[[str, Sequence[int]], Any]] = {
+def vamp(latent: Latent, frames: jax.Array) -> dist.Distribution:
+    """The latent of a frame is a mixture of the guide's posteriors at `PSEUDO_FRAMES` learned frames.
+
+    Tomczak & Welling 2018 (arXiv 1705.07120), with the mean-field encoder. Frames of a sequence are independent.
+    """
+    size = math.prod(frames.shape[-3:])
+    name = f"prior.{latent.name}.pseudo_frames"
+    logits = numpyro.param(name, lecun_normal(name, (PSEUDO_FRAMES, size)))
+    pseudo = jax.nn.sigmoid(logits).reshape(PSEUDO_FRAMES, 1, *frames.shape[-3:])
+    loc, scale = encoder(latent.name, pseudo, latent.hidden, latent.shape)
+    components = dist.Normal(loc[:, 0], scale[:, 0]).to_event(2)
+    even = dist.Categorical(logits=jnp.zeros(PSEUDO_FRAMES))
+    return dist.MixtureSameFamily(even, components).expand(latent.shape[:1]).to_event(1)
+
+
+def hyperspherical(latent: Latent, frames: jax.Array) -> dist.Distribution:
+    """Each capsule uniform on the unit sphere of D dimensions (Davidson et al. 2018, arXiv 1804.00891)."""
+    return HypersphericalUniform(latent.shape[2], latent.shape[:2]).to_event(2)
+
+
+Prior = Callable[[Latent, jax.Array], Any]
+PRIORS: dict[str, Prior] = {
     "normal": normal,
     "laplace": laplace,
     "student-t": student_t,
+    "student-t-learned": student_t_learned,
     "mixture": mixture,
+    "vamp": vamp,
+    "hyperspherical": hyperspherical,
 }

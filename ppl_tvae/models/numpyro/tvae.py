@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
+from numpyro.distributions import constraints
 
 from ppl_tvae.models.lattice import Lattice
 from ppl_tvae.models.numpyro.networks import decoder
@@ -21,22 +22,32 @@ from ppl_tvae.models.numpyro.networks import decoder
 
 def tvae(
     lattice: Lattice,
-    num_capsules: int,
+    prior_z: Callable[[jax.Array], Any],
+    prior_u: Callable[[jax.Array], Any],
     hidden: Sequence[int],
-    prior: Callable[[str, Sequence[int]], Any],
     likelihood: Callable[[jax.Array], Any],
+    *,
     mu: float,
+    mu_shape: Sequence[int],
     epsilon: float,
+    learn_lattice: bool,
 ) -> Callable[[jax.Array], None]:
-    """The model of frames (batch, S, height, width, channel); z, u and t have event shape (S, C, D)."""
-    shape = (lattice.num_timesteps, num_capsules, lattice.capsule_dim)
+    """The model of frames (batch, S, height, width, channel); z, u and t have event shape (S, C, D).
+
+    The priors are of one sequence, and read the shape of the frames at most. mu_shape: (), (C, 1) or (C, D).
+    learn_lattice: each entry of W is multiplied by a learned positive weight, which starts at 1.
+    """
 
     def model(frames: jax.Array) -> None:
-        shift = numpyro.param("mu", jnp.asarray(float(mu)))
+        shift = numpyro.param("mu", lambda _: jnp.full(tuple(mu_shape), float(mu)))
+        weights = None
+        if learn_lattice:
+            ones = jnp.ones(lattice.neighborhood.shape)
+            weights = numpyro.param("lattice.weight", ones, constraint=constraints.positive)
         with numpyro.plate("sequences", frames.shape[0]):
-            z = numpyro.sample("z", prior("z", shape))
-            u = numpyro.sample("u", prior("u", shape))
-            t = numpyro.deterministic("t", (z + shift) / jnp.sqrt(lattice.energy(u) + epsilon))
+            z = numpyro.sample("z", prior_z(frames))
+            u = numpyro.sample("u", prior_u(frames))
+            t = numpyro.deterministic("t", (z + shift) / jnp.sqrt(lattice.energy(u, weights) + epsilon))
             logits = decoder(t, hidden, frames.shape[-3:])
             numpyro.sample("x", likelihood(logits), obs=frames)
 

@@ -14,16 +14,13 @@ from ppl_tvae.models.numpyro.networks import decoder
 
 
 def vae(
-    shape: Sequence[int],
-    hidden: Sequence[int],
-    prior: Callable[[str, Sequence[int]], Any],
-    likelihood: Callable[[jax.Array], Any],
+    prior_z: Callable[[jax.Array], Any], hidden: Sequence[int], likelihood: Callable[[jax.Array], Any]
 ) -> Callable[[jax.Array], None]:
-    """The model of frames (batch, S, height, width, channel); z and t have event shape `shape` = (S, C, D)."""
+    """The model of frames (batch, S, height, width, channel); z and t have event shape (S, C, D)."""
 
     def model(frames: jax.Array) -> None:
         with numpyro.plate("sequences", frames.shape[0]):
-            z = numpyro.sample("z", prior("z", shape))
+            z = numpyro.sample("z", prior_z(frames))
             t = numpyro.deterministic("t", z)
             logits = decoder(t, hidden, frames.shape[-3:])
             numpyro.sample("x", likelihood(logits), obs=frames)

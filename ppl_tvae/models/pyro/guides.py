@@ -1,9 +1,6 @@
-"""Guides q(latents | frames): each a builder (latents, hidden sizes, time offsets) -> guide(frames).
+"""Posteriors of the guide: each a function (latent, frames) -> q(latent | frames), a distribution per sequence."""
 
-latents: event shape (S, C, D) of each latent site. time offsets: of frames whose latents share variance (`Lattice`).
-"""
-
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pyro
@@ -13,87 +10,109 @@ from pyro.distributions.transforms import AffineAutoregressive
 from torch import Tensor
 
 from ppl_tvae.models import autoregressive
-from ppl_tvae.models.pyro.networks import encoder, features, lecun_normal, linear, moments, outputs
+from ppl_tvae.models.latent import Latent
+from ppl_tvae.models.pyro.mixtures import DiagonalNormalMixture
+from ppl_tvae.models.pyro.networks import features, lecun_normal, linear, moments, outputs
+from ppl_tvae.models.pyro.spherical import PowerSpherical, direction
 
 RANK = 4  # of low-rank: directions in each capsule in which positions vary together
 FLOW_STEPS = 2  # of iaf
-
-Guide = Callable[[Tensor], None]
-Latents = Mapping[str, Sequence[int]]
+COMPONENTS = 4  # of mixture
 
 
-def mean_field(latents: Latents, hidden: Sequence[int], time_offsets: Sequence[int]) -> Guide:
-    """The paper's guide: q(z | x_s) q(u | x_s), diagonal normals from an encoder each, frame by frame."""
-
-    def posterior(name: str, frames: Tensor, shape: Sequence[int]) -> dist.TorchDistribution:
-        return dist.Normal(*encoder(name, frames, hidden, shape)).to_event(3)
-
-    return _sampled(latents, posterior)
+def mean_field(latent: Latent, frames: Tensor) -> dist.TorchDistribution:
+    """The paper's: q(z | x_s) q(u | x_s), diagonal normals from an encoder each, frame by frame."""
+    _, loc, scale = _encoded(latent, frames)
+    return dist.Normal(loc, scale).to_event(3)
 
 
-def smoother(latents: Latents, hidden: Sequence[int], time_offsets: Sequence[int]) -> Guide:
+def smoother(latent: Latent, frames: Tensor) -> dist.TorchDistribution:
     """Diagonal normals as in `mean_field`, which also see the frames that share variance with theirs.
 
     The true posterior of u depends on all of these. Each frame is summarised in an eighth of the hidden units; what a
     frame's neighbours say is added to what its own encoder says, so with that at zero it is the mean-field guide. Time
     is circular, as in W. A model without W has no such neighbours; there the addition sees the frame itself.
     """
-
-    def posterior(name: str, frames: Tensor, shape: Sequence[int]) -> dist.TorchDistribution:
-        own = features(name, frames, hidden)
-        summary = torch.relu(linear(f"guide.{name}.summary", own, max(1, own.shape[-1] // 8)))
-        window = torch.cat([torch.roll(summary, -offset, dims=1) for offset in time_offsets], dim=-1)
-        context = torch.relu(linear(f"guide.{name}.window", window, own.shape[-1]))
-        added = linear(f"guide.{name}.correction", context, 2 * shape[-2] * shape[-1])
-        return dist.Normal(*moments(outputs(name, own, hidden, shape) + added, shape)).to_event(3)
-
-    return _sampled(latents, posterior)
+    own = features(latent.name, frames, latent.hidden)
+    summary = torch.relu(linear(f"guide.{latent.name}.summary", own, max(1, own.shape[-1] // 8)))
+    window = torch.cat([torch.roll(summary, -offset, dims=1) for offset in latent.time_offsets], dim=-1)
+    context = torch.relu(linear(f"guide.{latent.name}.window", window, own.shape[-1]))
+    _, capsules, positions = latent.shape
+    added = linear(f"guide.{latent.name}.correction", context, 2 * capsules * positions)
+    both = outputs(latent.name, own, latent.hidden, latent.shape) + added
+    return dist.Normal(*moments(both, latent.shape)).to_event(3)
 
 
-def low_rank(latents: Latents, hidden: Sequence[int], time_offsets: Sequence[int]) -> Guide:
+def low_rank(latent: Latent, frames: Tensor) -> dist.TorchDistribution:
     """Normals whose covariance within each capsule at each time is diagonal plus a matrix of rank `RANK`."""
-
-    def posterior(name: str, frames: Tensor, shape: Sequence[int]) -> dist.TorchDistribution:
-        own = features(name, frames, hidden)
-        loc, scale = moments(outputs(name, own, hidden, shape), shape)
-        factor = linear(f"guide.{name}.factor", own, shape[-2] * shape[-1] * RANK).reshape(*loc.shape, RANK)
-        # A tenth, so that at the start the diagonal leads.
-        return dist.LowRankMultivariateNormal(loc, 0.1 * factor, scale**2).to_event(2)
-
-    return _sampled(latents, posterior)
+    own, loc, scale = _encoded(latent, frames)
+    _, capsules, positions = latent.shape
+    factor = linear(f"guide.{latent.name}.factor", own, capsules * positions * RANK).reshape(*loc.shape, RANK)
+    # A tenth, so that at the start the diagonal leads.
+    return dist.LowRankMultivariateNormal(loc, 0.1 * factor, scale**2).to_event(2)
 
 
-def iaf(latents: Latents, hidden: Sequence[int], time_offsets: Sequence[int]) -> Guide:
+def iaf(latent: Latent, frames: Tensor) -> dist.TorchDistribution:
     """Inverse autoregressive flows (Kingma et al. 2016, arXiv 1606.04934) over the positions of each capsule.
 
     From the mean-field normal through `FLOW_STEPS` flows in alternating order, each given an encoding of the frame.
     """
-
-    def posterior(name: str, frames: Tensor, shape: Sequence[int]) -> dist.TorchDistribution:
-        own = features(name, frames, hidden)
-        loc, scale = moments(outputs(name, own, hidden, shape), shape)
-        context = linear(f"guide.{name}.context", own, shape[-2] * shape[-1]).reshape(loc.shape)
-        steps = [_flow(f"guide.{name}.flow.{step}", context, step % 2 == 1) for step in range(FLOW_STEPS)]
-        return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(3), steps)
-
-    return _sampled(latents, posterior)
+    own, loc, scale = _encoded(latent, frames)
+    _, capsules, positions = latent.shape
+    context = linear(f"guide.{latent.name}.context", own, capsules * positions).reshape(loc.shape)
+    steps = [_flow(f"guide.{latent.name}.flow.{step}", context, step % 2 == 1) for step in range(FLOW_STEPS)]
+    return dist.TransformedDistribution(dist.Normal(loc, scale).to_event(3), steps)
 
 
-GUIDES: dict[str, Callable[[Latents, Sequence[int], Sequence[int]], Guide]] = {
+def mixture(latent: Latent, frames: Tensor) -> dist.TorchDistribution:
+    """For each capsule at each time a mixture of `COMPONENTS` diagonal normals, around the mean-field normal."""
+    own, loc, scale = _encoded(latent, frames)
+    _, capsules, positions = latent.shape
+    logits = linear(f"guide.{latent.name}.logits", own, capsules * COMPONENTS)
+    added = linear(f"guide.{latent.name}.components", own, capsules * COMPONENTS * 2 * positions)
+    added = added.reshape(*loc.shape[:3], COMPONENTS, 2 * positions)
+    shift, stretch = torch.chunk(0.1 * added, 2, dim=-1)  # a tenth, so that at the start the mean-field normal leads
+    return DiagonalNormalMixture(
+        loc[..., None, :] + shift,
+        scale[..., None, :] * torch.exp(torch.tanh(stretch)),
+        logits.reshape(*loc.shape[:3], COMPONENTS),
+    ).to_event(2)
+
+
+def power_spherical(latent: Latent, frames: Tensor) -> dist.TorchDistribution:
+    """For the prior `hyperspherical`: each capsule a direction and a concentration, from the mean-field encoder.
+
+    The direction is that of loc; the concentration is the mean over positions of 1 / scale**2.
+    """
+    _, loc, scale = _encoded(latent, frames)
+    return PowerSpherical(direction(loc), torch.mean(scale**-2, dim=-1)).to_event(2)
+
+
+Posterior = Callable[[Latent, Tensor], Any]
+GUIDES: dict[str, Posterior] = {
     "mean-field": mean_field,
     "smoother": smoother,
     "low-rank": low_rank,
     "iaf": iaf,
+    "mixture": mixture,
 }
 
 
-def _sampled(latents: Latents, posterior: Callable[[str, Tensor, Sequence[int]], Any]) -> Guide:
+def guide_of(posteriors: Mapping[str, Callable[[Tensor], Any]]) -> Callable[[Tensor], None]:
+    """The guide that draws each latent, by name, from its posterior given the frames."""
+
     def guide(frames: Tensor) -> None:
         with pyro.plate("sequences", frames.shape[0]):
-            for name, shape in latents.items():
-                pyro.sample(name, posterior(name, frames, shape))
+            for name, posterior in posteriors.items():
+                pyro.sample(name, posterior(frames))
 
     return guide
+
+
+def _encoded(latent: Latent, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The encoder's last hidden layer, and the loc and scale, (batch, S, C, D) each, that it gives."""
+    own = features(latent.name, frames, latent.hidden)
+    return own, *moments(outputs(latent.name, own, latent.hidden, latent.shape), latent.shape)
 
 
 def _flow(name: str, context: Tensor, reverse: bool) -> AffineAutoregressive:

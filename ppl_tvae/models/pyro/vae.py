@@ -14,16 +14,13 @@ from ppl_tvae.models.pyro.networks import decoder
 
 
 def vae(
-    shape: Sequence[int],
-    hidden: Sequence[int],
-    prior: Callable[[str, Sequence[int]], Any],
-    likelihood: Callable[[Tensor], Any],
+    prior_z: Callable[[Tensor], Any], hidden: Sequence[int], likelihood: Callable[[Tensor], Any]
 ) -> Callable[[Tensor], None]:
-    """The model of frames (batch, S, height, width, channel); z and t have event shape `shape` = (S, C, D)."""
+    """The model of frames (batch, S, height, width, channel); z and t have event shape (S, C, D)."""
 
     def model(frames: Tensor) -> None:
         with pyro.plate("sequences", frames.shape[0]):
-            z = pyro.sample("z", prior("z", shape))
+            z = pyro.sample("z", prior_z(frames))
             t = pyro.deterministic("t", z, event_dim=3)
             logits = decoder(t, hidden, frames.shape[-3:])
             pyro.sample("x", likelihood(logits), obs=frames)
