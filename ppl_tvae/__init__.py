@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ppl_tvae.comparison import compare as compare
     from ppl_tvae.config import Experiment as Experiment
+    from ppl_tvae.diagnosis import diagnose as diagnose
+    from ppl_tvae.diagnosis import to_datatree as to_datatree
     from ppl_tvae.errors import UserError as UserError
     from ppl_tvae.evaluation import evaluate as evaluate
     from ppl_tvae.inference.temperatures import Annealing as Annealing
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Experiment": "config",
+    "diagnose": "diagnosis",
+    "to_datatree": "diagnosis",
     "UserError": "errors",
     "evaluate": "evaluation",
     "reconstruction_sheet": "pictures",

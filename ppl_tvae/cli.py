@@ -106,6 +106,17 @@ def _same(setting: str, value: Any, own: Any) -> bool:
     return Path(value).samefile(own) or (setting != "data" and Path(value).read_bytes() == Path(own).read_bytes())
 
 
+def _new(options: argparse.Namespace) -> None:
+    from ppl_tvae.starting_points import write_starting_point
+
+    write_starting_point(options.model, options.path, options.backend)
+    _show(
+        options,
+        {"program": str(options.path)},
+        f"{options.path}: the program '{options.model}' in {options.backend}; edit it, then see its first lines",
+    )
+
+
 def _check(options: argparse.Namespace) -> None:
     from ppl_tvae.inspection import sites
 
@@ -189,6 +200,34 @@ def _compare(options: argparse.Namespace) -> None:
         print(comparison.as_text(compared, markdown=options.markdown))
 
 
+def _diagnose(options: argparse.Namespace) -> None:
+    from ppl_tvae.diagnosis import diagnose
+    from ppl_tvae.runs import open_run
+
+    run = open_run(options.directory)
+    found = diagnose(
+        run,
+        num_sequences=options.sequences,
+        num_draws=options.draws,
+        metric_sequences=options.max_sequences,
+        split=options.split,
+        seed=options.seed,
+        backend=options.backend,
+        device=options.device,
+    )
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return
+    posterior = found["posterior"]
+    print(f"{run.path / 'posterior.nc'}: {posterior['num_draws']} draws for {posterior['num_sequences']} sequences")
+    print(f"  guide: {posterior['verdict']}")
+    if not found["equivariance"]:
+        print("  equivariance: not measured, the program has no site t of event shape (S, C, D) with S and D above 1")
+    for record in found["equivariance"]:
+        error = "unknown" if record["standard_error"] is None else f"{record['standard_error']:.3g}"
+        print(f"  {record['metric']:28} {record['value']:10.5g} +- {error:8}  {record['unit']}: {record['meaning']}")
+
+
 def _figures(options: argparse.Namespace) -> None:
     from ppl_tvae.pictures import reconstruction_sheet
     from ppl_tvae.runs import open_run
@@ -252,6 +291,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", type=Path, metavar="FILE.toml", help="start from these settings")
     train.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
 
+    new = _command(commands, "new", _new, "write a named model as a program file of your own, to edit")
+    new.add_argument("model", metavar="MODEL")
+    new.add_argument("path", type=Path, metavar="PATH.py")
+    new.add_argument("--backend", default="numpyro", help="numpyro or pyro (numpyro)")
+
     check = _command(commands, "check", _check, "say what is wrong with a program, or print its sites and their shapes")
     check.add_argument("model", metavar="MODEL|PATH.py")
     for setting in fields(Experiment):
@@ -278,6 +322,17 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("directories", type=Path, nargs="+", metavar="RUN")
     compare.add_argument("--markdown", action="store_true", help="print a Markdown table")
     compare.add_argument("--csv", action="store_true", help="print comma-separated values")
+
+    diagnose = _command(commands, "diagnose", _diagnose, "draws as posterior.nc (ArviZ), k-hat, equivariance metrics")
+    diagnose.add_argument("directory", type=Path, metavar="RUN")
+    diagnose.add_argument("--sequences", type=int, default=8, metavar="N", help="sequences in posterior.nc (8)")
+    diagnose.add_argument("--draws", type=int, default=100, metavar="N", help="draws for each of them (100)")
+    diagnose.add_argument(
+        "--max-sequences", type=int, default=200, metavar="N", help="of the metrics: the first N (200)"
+    )
+    diagnose.add_argument("--split", default="test", help="train, validation or test")
+    diagnose.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    _add_place(diagnose)
 
     figures = _command(commands, "figures", _figures, "draw reconstructions of test sequences")
     figures.add_argument("directory", type=Path, metavar="RUN")

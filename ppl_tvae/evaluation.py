@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ppl_tvae.config import check_seed
-from ppl_tvae.data import Plan, SequenceData
+from ppl_tvae.data import SPLITS, Plan, SequenceData
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.temperatures import Annealing, check_annealing
@@ -18,7 +18,6 @@ from ppl_tvae.runs import Run
 from ppl_tvae.trained import evaluator
 from ppl_tvae.training import data_of
 
-SPLITS = ("train", "validation", "test")
 _SEQUENCES_PER_BATCH = 8
 _LOWER, _UPPER = "lower bound of log p(x)", "upper bound of log p(x)"
 _OF_WEIGHTS = ("elbo", "iwae", "log-evidence")
@@ -77,7 +76,7 @@ def evaluate(
     request = _Request(estimators, particles, annealing, split, max_sequences, seed)
     request.check()
     data = data_of(run.experiment)
-    plan = _plan_of(data, split, max_sequences)
+    plan = data.plan(split, max_sequences)
     records = []
     with evaluator(run, data, backend, device, seed) as ready:
         for estimate in _estimates(ready, plan, request, quiet):
@@ -228,12 +227,3 @@ def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request
         "seconds": round(estimate.seconds, 1),
         "per_sequence": [round(float(nats), 4) for nats in per_frame],
     }
-
-
-def _plan_of(data: SequenceData, split: str, limit: int) -> Plan:
-    if split == "test":
-        return data.test_plan(limit)
-    if split == "validation":
-        return data.validation_plan(limit)
-    first = data.train_plans(0, 0, 1, min(limit, len(data.train)))
-    return Plan(*(field[0] for field in first))

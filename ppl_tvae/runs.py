@@ -6,6 +6,8 @@
     state/                   the last two checkpoints, each named by its step and the digest of its content
     metrics.csv              one row per log interval
     evaluation.json          estimates, each with its standard error and everything needed to repeat it
+    posterior.nc             draws from guide and prior, an ArviZ DataTree
+    diagnosis.json           what `diagnose` found
     figures/                 pictures
 
 Files are written beside their place and moved into it, so that a crash leaves the old one or the new one, whole. There
@@ -139,11 +141,16 @@ class Run:
 
     def evaluations(self) -> list[dict[str, Any]]:
         """The records of evaluation.json. Raises UserError if the file is damaged."""
-        path = self.path / "evaluation.json"
-        try:
-            return json.loads(_read(path) or b"[]")
-        except ValueError as error:
-            raise UserError(f"expected JSON in '{path}', found a mistake: {error}; mend or remove the file") from None
+        return self._json("evaluation.json", b"[]")
+
+    def save_diagnosis(self, found: Mapping[str, Any]) -> None:
+        """Write diagnosis.json, in place of what an earlier diagnosis found."""
+        with writing_to(self.path):
+            _write(self.path / "diagnosis.json", (json.dumps(dict(found), indent=1) + "\n").encode())
+
+    def diagnosis(self) -> dict[str, Any]:
+        """The content of diagnosis.json, empty if there is none. Raises UserError if the file is damaged."""
+        return self._json("diagnosis.json", b"{}")
 
     def figure(self, name: str) -> Path:
         """The path of a figure; its folder exists afterwards."""
@@ -158,6 +165,13 @@ class Run:
             settings[setting] = OWN_COPIES.get(setting, os.path.abspath(os.path.expanduser(settings[setting])))
         with writing_to(self.path):
             _write(self.path / "config.toml", tomli_w.dumps(settings).encode())
+
+    def _json(self, name: str, nothing: bytes) -> Any:
+        path = self.path / name
+        try:
+            return json.loads(_read(path) or nothing)
+        except ValueError as error:
+            raise UserError(f"expected JSON in '{path}', found a mistake: {error}; mend or remove the file") from None
 
     def _checkpoint_files(self) -> list[Path]:
         """Newest first."""

@@ -33,7 +33,6 @@ from tests.documents import DOCUMENTS, README, ROOT, blocks, command_lines, comm
 from tests.small import FRAME, random_latents, random_parameters, small_experiment, small_frames
 
 DATA_PAGE = ROOT / "docs/data.md"
-EXAMPLES = {backend: ROOT / "examples" / f"own_program_{backend}.py" for backend in ("numpyro", "pyro")}
 
 FEW = ("--steps", "2", "--batch-size", "2", "--validation-sequences", "2")
 SMALL = ("--hidden", "8", "--num-capsules", "2", "--capsule-dim", "4")
@@ -46,6 +45,8 @@ def shrunk(arguments):
         return [*arguments, "--particles", "2", "--max-sequences", "2", "--temperatures", "4"]
     if command == "data":
         return [*arguments, "--sequences", "2"]
+    if command == "diagnose":
+        return [*arguments, "--draws", "2", "--sequences", "2", "--max-sequences", "2"]
     if command != "train":
         return arguments
     if "--resume" in arguments:
@@ -90,7 +91,7 @@ def test_readme_runs_from_top_to_bottom(newcomers_folder, small_api, capsys):
             for arguments in command_lines(content):
                 assert cli.main(shrunk(arguments)) == 0, (arguments, capsys.readouterr().err)
                 executed.append(arguments[0])
-    assert {"python", "train", "evaluate", "figures", "data"} <= set(executed)
+    assert {"python", "train", "evaluate", "figures", "data", "new", "diagnose", "compare"} <= set(executed)
     for written in (
         "sheet.png",
         "runs/tvae/figures/reconstructions.png",
@@ -231,7 +232,7 @@ def pyro_weight(experiment, story, parameters, frames, latents):
 
 @pytest.mark.parametrize(
     ("example", "shapes"),
-    [("own_program", {"z": (18, 18, 18), "u": (18, 18, 18)}), ("iwae_one_layer", {"z": (18, 50)})],
+    [("iwae_one_layer", {"z": (18, 50)})],
 )
 def test_examples_are_twins(example, shapes):
     """The same parameters, and the same weights at the same latents."""
@@ -262,8 +263,3 @@ def test_one_layer_protocol_of_the_iwae_paper_learns(backend, tmp_path):
     assert (run.experiment.schedule, run.experiment.adam_epsilon, run.experiment.batch_size) == ("tripling", 1e-4, 20)
     held_out = [row["elbo_per_frame"] for row in run.metrics() if "elbo_per_frame" in row]
     assert held_out[-1] > held_out[0] + 100
-
-
-def test_examples_say_where_to_edit():
-    places = [path.read_text().count("# Edit here") for path in EXAMPLES.values()]
-    assert places[0] == places[1] > 2

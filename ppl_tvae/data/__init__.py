@@ -1,6 +1,6 @@
 """Images into sequences of transformed images: sources, plans drawn on the host, frames drawn on the device."""
 
-from ppl_tvae.data.datasets import SequenceData, open_data
+from ppl_tvae.data.datasets import SPLITS, SequenceData, open_data
 from ppl_tvae.data.downloads import fetch
 from ppl_tvae.data.images import Source
 from ppl_tvae.data.plans import Plan, fixed_plan, training_plan, training_plans
@@ -10,6 +10,7 @@ from ppl_tvae.data.transforms import FACTORS, factor_values
 
 __all__ = [
     "FACTORS",
+    "SPLITS",
     "ImageTables",
     "PlainTables",
     "Plan",

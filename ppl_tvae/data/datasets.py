@@ -17,6 +17,8 @@ from ppl_tvae.errors import UserError
 SPLIT_SEED = 2109_01394
 LARGEST_TABLE = 2**30  # bytes
 
+SPLITS = ("train", "validation", "test")
+
 
 @dataclass(frozen=True)
 class SequenceData:
@@ -57,6 +59,13 @@ class SequenceData:
         return training_plans(
             self.train, seed, first_step, num_steps, batch_size, len(self.transforms), self.num_timesteps
         )
+
+    def plan(self, split: str, limit: int) -> Plan:
+        """The first `limit` fixed sequences of a split; of the training images those of a first step, each once."""
+        if split in ("test", "validation"):
+            return self._fixed_plan(getattr(self, split), split, limit)
+        first = self.train_plans(0, 0, 1, min(limit, len(self.train)))
+        return Plan(*(field[0] for field in first))
 
     def validation_plan(self, limit: int | None = None) -> Plan:
         """One fixed sequence per validation image, or the first `limit` of them in a fixed random order."""

@@ -7,10 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.numpyro.annealing import Annealed, Annealer, Progress
 from ppl_tvae.inference.numpyro.device import to_device
 from ppl_tvae.inference.numpyro.importance import frame_log_weights, log_weights
-from ppl_tvae.inference.numpyro.posterior import reconstruction
+from ppl_tvae.inference.numpyro.posterior import decoding, posterior_draw, prior_draw
 from ppl_tvae.inference.numpyro.tracing import parameters_of
 from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.program import Program
@@ -33,8 +34,10 @@ class Evaluator:
         self._program, self._rng_key = program, jax.random.key(seed)
         self._render, self._tables = jax.jit(render), to_device(tables)
         values = {name: jnp.asarray(value, dtype=precision) for name, value in parameters.items()}
-        self._parameters = parameters_of(program, values, self._render(self._tables, to_device(first_plan)))
-        self._reconstruct = reconstruction(program)
+        frames = self._render(self._tables, to_device(first_plan))
+        self._parameters = parameters_of(program, values, frames)
+        self._frame_shape, self._precision = frames.shape[1:], precision
+        self._posterior_draw, self._prior_draw = posterior_draw(program), prior_draw(program)
         self._samplers: dict[Any, Any] = {}
 
     def frames(self, plan: Any) -> np.ndarray:
@@ -67,10 +70,35 @@ class Evaluator:
         forward = annealer.forward(key_forward, frames, path, progress)
         return forward, annealer.backward(key_backward, frames, latents, path, progress)
 
+    def posterior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
+        """Draws from the guide, each field with a leading axis (num_draws, batch, ...)."""
+        return self._draws(self._posterior_draw, plan, batch_index, num_draws)
+
+    def prior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
+        """Draws from the model, as many as the plan has sequences, each field (num_draws, batch, ...)."""
+        return self._draws(self._prior_draw, plan, batch_index, num_draws)
+
+    def latents(self, plan: Any, batch_index: int = 0) -> dict[str, np.ndarray]:
+        """One draw from the guide and what the model computes from it, by site, each (batch, ...)."""
+        return {name: values[0] for name, values in self.posterior(plan, batch_index).sites.items()}
+
     def reconstruct(self, plan: Any, batch_index: int = 0) -> np.ndarray:
         """E[x | latents drawn from the guide], shaped as the frames."""
+        return self.posterior(plan, batch_index).mean[0]
+
+    def decode(self, values: np.ndarray, site: str = "t") -> np.ndarray:
+        """E[x | the model's deterministic site has these values (batch, ...)]: frames (batch, S, ...)."""
+        key, given = ("decode", site), jnp.asarray(values, self._precision)
+        if key not in self._samplers:
+            self._samplers[key] = decoding(self._program, site)
+        frames = jnp.zeros((len(values), *self._frame_shape), self._precision)
+        return np.asarray(self._samplers[key](self._parameters, given, frames))
+
+    def _draws(self, draw: Any, plan: Any, batch_index: int, num_draws: int) -> Draw:
         frames = self._render(self._tables, to_device(plan))
-        return np.asarray(self._reconstruct(self._parameters, self._key(batch_index), frames))
+        keys = jax.random.split(self._key(batch_index), num_draws)
+        drawn = [jax.tree.map(np.asarray, draw(self._parameters, key, frames)) for key in keys]
+        return jax.tree.map(lambda *values: np.stack(values), *drawn)
 
     def _annealer(self, annealing: Annealing) -> Annealer:
         if annealing not in self._samplers:

@@ -1,19 +1,97 @@
-"""Draws from the guide and what the model makes of them."""
+"""Draws from guide and prior, what the model makes of them, and what it makes of a site that is set by hand."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from numpyro.handlers import seed, substitute, trace
+from numpyro.primitives import Messenger
 
-from ppl_tvae.inference.numpyro.tracing import OBSERVED, program_traces
+from ppl_tvae.errors import UserError
+from ppl_tvae.inference.draw import Draw
+from ppl_tvae.inference.numpyro.tracing import (
+    OBSERVED,
+    Trace,
+    deterministic_sites,
+    latent_sites,
+    log_joint,
+    log_prob,
+    program_traces,
+)
 from ppl_tvae.program import Program
 
+Parameters = Mapping[str, jax.Array]
 
-def reconstruction(program: Program) -> Callable[[Mapping[str, jax.Array], jax.Array, jax.Array], jax.Array]:
-    """A compiled function (parameters, rng_key, frames) -> E[x | one draw of the latents from the guide]."""
+
+def posterior_draw(program: Program) -> Callable[[Parameters, jax.Array, jax.Array], Draw]:
+    """A compiled function (parameters, rng_key, frames) -> a draw from the guide."""
 
     @jax.jit
-    def mean_frames(parameters: Mapping[str, jax.Array], rng_key: jax.Array, frames: jax.Array) -> jax.Array:
-        _, sites = program_traces(program, parameters, rng_key, frames)
+    def draw(parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Draw:
+        key_latents, key_frames = jax.random.split(rng_key)
+        guide_trace, model_trace = program_traces(program, parameters, key_latents, frames)
+        log_weights = log_joint(model_trace) - log_joint(guide_trace)
+        return _draw(model_trace, key_frames)._replace(log_weights=log_weights)
+
+    return draw
+
+
+def prior_draw(program: Program) -> Callable[[Parameters, jax.Array, jax.Array], Draw]:
+    """A compiled function (parameters, rng_key, frames) -> a draw from the model; frames give the shape."""
+
+    @jax.jit
+    def draw(parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Draw:
+        key_latents, key_frames = jax.random.split(rng_key)
+        return _draw(_model_trace(program, parameters, key_latents, frames), key_frames)
+
+    return draw
+
+
+def decoding(program: Program, site: str) -> Callable[[Parameters, jax.Array, jax.Array], jax.Array]:
+    """A compiled function (parameters, values, frames) -> E[x | the model's site has these values].
+
+    values: (batch, ...) in place of what the model computes at the deterministic site; frames: of their shape. What x
+    depends on beside the site is drawn from the prior. Raises UserError where the model has no such site.
+    """
+
+    @jax.jit
+    def decode(parameters: Parameters, values: jax.Array, frames: jax.Array) -> jax.Array:
+        with _set_by_hand(site, values):
+            sites = _model_trace(program, parameters, jax.random.key(0), frames)
+        if site not in deterministic_sites(sites):
+            raise UserError(
+                f"expected a deterministic site '{site}' in the model, from which frames can be decoded, found none; "
+                f'register it with numpyro.deterministic("{site}", ...)'
+            )
         return sites[OBSERVED]["fn"].mean
 
-    return mean_frames
+    return decode
+
+
+def _model_trace(program: Program, parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Trace:
+    return trace(substitute(seed(program.model, rng_key), data=dict(parameters))).get_trace(frames)
+
+
+def _draw(model_trace: Trace, rng_key: jax.Array) -> Draw:
+    kept = latent_sites(model_trace) | deterministic_sites(model_trace)
+    observed = model_trace[OBSERVED]
+    return Draw(
+        {name: jnp.asarray(site["value"]) for name, site in kept.items()},
+        observed["fn"].mean,
+        observed["fn"].sample(rng_key),
+        log_prob(observed),
+        None,
+    )
+
+
+class _set_by_hand(Messenger):
+    """A deterministic site has the given value."""
+
+    def __init__(self, site: str, value: jax.Array) -> None:
+        super().__init__()
+        self._site, self._value = site, value
+
+    def process_message(self, msg: Any) -> None:
+        if msg["type"] == "deterministic" and msg["name"] == self._site:
+            msg["value"] = self._value

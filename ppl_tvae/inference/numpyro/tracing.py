@@ -89,6 +89,11 @@ def observed_sites(sites: Trace) -> dict[str, Site]:
     return {name: site for name, site in sites.items() if site["type"] == "sample" and site["is_observed"]}
 
 
+def deterministic_sites(sites: Trace) -> dict[str, Site]:
+    """What the model computes and names."""
+    return {name: site for name, site in sites.items() if site["type"] == "deterministic"}
+
+
 def per_sequence(site: Site, values: jax.Array) -> jax.Array:
     """A site's values over its batch shape, summed to one per sequence: (batch,). Raises UserError without the plate.
 

@@ -21,6 +21,7 @@ from pyro.poutine import trace
 from torch import Tensor
 from torch.distributions import biject_to
 
+from ppl_tvae.errors import UserError
 from ppl_tvae.inference.pyro.tracing import (
     OBSERVED,
     latent_sites,
@@ -172,7 +173,17 @@ class Annealer:
     def _transforms(self, frames: Tensor) -> dict[str, Any]:
         """From the reals to the support of each latent."""
         sites = latent_sites(trace(self._program.model).get_trace(frames))
-        return {name: biject_to(site["fn"].support) for name, site in sites.items()}
+        return {name: _from_the_reals(name, site["fn"].support) for name, site in sites.items()}
+
+
+def _from_the_reals(name: str, support: Any) -> Any:
+    try:
+        return biject_to(support)
+    except NotImplementedError:
+        raise UserError(
+            f"expected latents that can be moved in unconstrained space for annealing, found site '{name}' with the "
+            f"support {support}; use elbo and iwae"
+        ) from None
 
 
 def _add(a: Latents, b: Latents, factor: float) -> Latents:

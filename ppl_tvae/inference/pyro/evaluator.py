@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
+from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.pyro.annealing import Annealed, Annealer, Progress
 from ppl_tvae.inference.pyro.device import to_device
 from ppl_tvae.inference.pyro.importance import frame_log_weights, log_weights
-from ppl_tvae.inference.pyro.posterior import reconstruction
+from ppl_tvae.inference.pyro.posterior import decoding, posterior_draw, prior_draw
 from ppl_tvae.inference.pyro.tracing import parameters_of
 from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.program import Program
@@ -34,8 +36,9 @@ class Evaluator:
         self._render, self._tables = render, to_device(tables)
         dtype, device = getattr(torch, precision), torch.get_default_device()
         values = {name: torch.tensor(value, dtype=dtype, device=device) for name, value in parameters.items()}
-        self._parameters = parameters_of(program, values, self._render(self._tables, to_device(first_plan)))
-        self._reconstruct = reconstruction(program)
+        self._like = self._render(self._tables, to_device(first_plan))
+        self._parameters = parameters_of(program, values, self._like)
+        self._posterior_draw, self._prior_draw = posterior_draw(program), prior_draw(program)
 
     def frames(self, plan: Any) -> np.ndarray:
         """The frames of a plan, as observed: (batch, time, height, width, channel)."""
@@ -67,11 +70,37 @@ class Evaluator:
         forward = annealer.forward(frames, path, progress)
         return forward, annealer.backward(frames, latents, path, progress)
 
+    def posterior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
+        """Draws from the guide, each field with a leading axis (num_draws, batch, ...)."""
+        return self._draws(self._posterior_draw, plan, batch_index, num_draws)
+
+    def prior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
+        """Draws from the model, as many as the plan has sequences, each field (num_draws, batch, ...)."""
+        return self._draws(self._prior_draw, plan, batch_index, num_draws)
+
+    def latents(self, plan: Any, batch_index: int = 0) -> dict[str, np.ndarray]:
+        """One draw from the guide and what the model computes from it, by site, each (batch, ...)."""
+        return {name: values[0] for name, values in self.posterior(plan, batch_index).sites.items()}
+
     def reconstruct(self, plan: Any, batch_index: int = 0) -> np.ndarray:
         """E[x | latents drawn from the guide], shaped as the frames."""
+        return self.posterior(plan, batch_index).mean[0]
+
+    def decode(self, values: np.ndarray, site: str = "t") -> np.ndarray:
+        """E[x | the model's deterministic site has these values (batch, ...)]: frames (batch, S, ...)."""
+        given = torch.as_tensor(values).to(self._like)
+        frames = self._like.new_zeros(len(values), *self._like.shape[1:])
+        return decoding(self._program, site)(self._parameters, given, frames).numpy(force=True)
+
+    def _draws(self, draw: Any, plan: Any, batch_index: int, num_draws: int) -> Draw:
         frames = self._render(self._tables, to_device(plan))
         self._set_noise(batch_index)
-        return self._reconstruct(self._parameters, frames).numpy(force=True)
+        drawn = [tree_map(_as_numpy, draw(self._parameters, frames)) for _ in range(num_draws)]
+        return tree_map(lambda *values: None if values[0] is None else np.stack(values), *drawn)
 
     def _set_noise(self, batch_index: int) -> None:
         torch.manual_seed(int(np.random.SeedSequence([self._seed, batch_index]).generate_state(1)[0]))
+
+
+def _as_numpy(value: Tensor | None) -> np.ndarray | None:
+    return None if value is None else value.numpy(force=True)

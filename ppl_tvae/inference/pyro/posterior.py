@@ -1,21 +1,94 @@
-"""Draws from the guide and what the model makes of them."""
+"""Draws from guide and prior, what the model makes of them, and what it makes of a site that is set by hand."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from pyro.poutine import trace
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ppl_tvae.inference.pyro.tracing import OBSERVED, parameters_as, program_traces
+from ppl_tvae.errors import UserError
+from ppl_tvae.inference.draw import Draw
+from ppl_tvae.inference.pyro.tracing import (
+    OBSERVED,
+    Trace,
+    deterministic_sites,
+    latent_sites,
+    log_joint,
+    log_prob,
+    parameters_as,
+    program_traces,
+)
 from ppl_tvae.program import Program
 
+Parameters = Mapping[str, Tensor]
 
-def reconstruction(program: Program) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-    """A function (parameters, frames) -> E[x | one draw of the latents from the guide]."""
+
+def posterior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
+    """A function (parameters, frames) -> a draw from the guide."""
 
     @torch.no_grad()
-    def mean_frames(parameters: Mapping[str, Tensor], frames: Tensor) -> Tensor:
+    def draw(parameters: Parameters, frames: Tensor) -> Draw:
         with parameters_as(parameters):
-            _, sites = program_traces(program, frames)
-            return sites.nodes[OBSERVED]["fn"].mean
+            guide_trace, model_trace = program_traces(program, frames)
+            log_weights = log_joint(model_trace) - log_joint(guide_trace)
+            return _draw(model_trace)._replace(log_weights=log_weights)
 
-    return mean_frames
+    return draw
+
+
+def prior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
+    """A function (parameters, frames) -> a draw from the model; frames give the shape."""
+
+    @torch.no_grad()
+    def draw(parameters: Parameters, frames: Tensor) -> Draw:
+        with parameters_as(parameters):
+            return _draw(trace(program.model).get_trace(frames))
+
+    return draw
+
+
+def decoding(program: Program, site: str) -> Callable[[Parameters, Tensor, Tensor], Tensor]:
+    """A function (parameters, values, frames) -> E[x | the model's site has these values].
+
+    values: (batch, ...) in place of what the model computes at the deterministic site; frames: of their shape. What x
+    depends on beside the site is drawn from the prior. Raises UserError where the model has no such site.
+    """
+
+    @torch.no_grad()
+    def decode(parameters: Parameters, values: Tensor, frames: Tensor) -> Tensor:
+        with parameters_as(parameters), _set_by_hand(site, values):
+            sites = trace(program.model).get_trace(frames)
+        if site not in deterministic_sites(sites):
+            raise UserError(
+                f"expected a deterministic site '{site}' in the model, from which frames can be decoded, found none; "
+                f'register it with pyro.deterministic("{site}", ...)'
+            )
+        return sites.nodes[OBSERVED]["fn"].mean
+
+    return decode
+
+
+def _draw(model_trace: Trace) -> Draw:
+    kept = latent_sites(model_trace) | deterministic_sites(model_trace)
+    observed = model_trace.nodes[OBSERVED]
+    return Draw(
+        {name: site["value"] for name, site in kept.items()},
+        observed["fn"].mean,
+        observed["fn"].sample(),
+        log_prob(observed),
+        None,
+    )
+
+
+class _set_by_hand(Messenger):
+    """A deterministic site has the given value."""
+
+    def __init__(self, site: str, value: Tensor) -> None:
+        super().__init__()
+        self._site, self._value = site, value
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] == self._site and msg["infer"].get("_deterministic", False):
+            msg["value"] = self._value

@@ -89,6 +89,15 @@ def observed_sites(sites: Trace) -> dict[str, Site]:
     return {name: site for name, site in _random_sites(sites).items() if site["is_observed"]}
 
 
+def deterministic_sites(sites: Trace) -> dict[str, Site]:
+    """What the model computes and names, which Pyro records as sample sites."""
+    return {
+        name: site
+        for name, site in sites.nodes.items()
+        if site["type"] == "sample" and site["infer"].get("_deterministic")
+    }
+
+
 def per_sequence(site: Site, values: Tensor) -> Tensor:
     """A site's values over its batch shape, summed to one per sequence: (batch,). Raises UserError without the plate.
 

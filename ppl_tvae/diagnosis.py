@@ -1,0 +1,215 @@
+"""Looking into a trained run's posterior: its draws as an ArviZ DataTree, and whether capsules are equivariant."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from ppl_tvae.config import check_seed
+from ppl_tvae.data import SPLITS, Plan
+from ppl_tvae.diagnostics import equivariance
+from ppl_tvae.diagnostics.datatree import datatree
+from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.inference import bounds, reliability
+from ppl_tvae.inference.draw import Draw
+from ppl_tvae.runs import Run, writing_to
+from ppl_tvae.trained import evaluator
+from ppl_tvae.training import data_of
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+_SEQUENCES_PER_BATCH = 8
+
+
+def to_datatree(
+    run: Run,
+    *,
+    num_sequences: int = 8,
+    num_draws: int = 100,
+    split: str = "test",
+    seed: int = 0,
+    backend: str | None = None,
+    device: str = "auto",
+) -> "xr.DataTree":
+    """The guide's draws for sequences of a split, with the prior's and what the model makes of both.
+
+    Groups, dimensions and coordinates: `ppl_tvae.diagnostics.datatree`. The whole tree is in memory: a draw of a
+    sequence takes about half a megabyte at the default sizes. Raises UserError.
+    """
+    _check(num_sequences, num_draws, split, seed)
+    data = data_of(run.experiment)
+    plan = data.plan(split, num_sequences)
+    with evaluator(run, data, backend, device, seed) as ready:
+        parts = [
+            (ready.posterior(part, index, num_draws), ready.prior(part, index, num_draws), ready.frames(part))
+            for index, part in _batches(plan)
+        ]
+    posterior, prior = (_joined([part[kind] for part in parts]) for kind in (0, 1))
+    observed = np.concatenate([part[2] for part in parts])
+    about = {
+        "image": plan.image,
+        "label": data.labels[plan.image],
+        "transform": np.asarray(data.transforms)[plan.transform],
+        "phase": plan.phase,
+    }
+    experiment = run.experiment
+    attrs = {
+        "inference_library": backend or experiment.backend,
+        "model": experiment.model if experiment.program_file is None else experiment.program_file.name,
+        "guide": experiment.guide if experiment.program_file is None else "own",
+        "likelihood": experiment.likelihood,
+        "data": Path(experiment.data).name,
+        "split": split,
+        "seed": seed,
+    }
+    return datatree(posterior, prior, observed, about, attrs)
+
+
+def save_datatree(run: Run, tree: "xr.DataTree") -> Path:
+    """Write the tree to the run's posterior.nc (NetCDF 4, compressed). Raises UserError where that cannot be."""
+    path = run.path / "posterior.nc"
+    beside = path.with_name("posterior.nc.part")
+    groups = {group.path: group.to_dataset().data_vars for group in tree.subtree}
+    encoding = {group: {name: {"zlib": True, "complevel": 1} for name in names} for group, names in groups.items()}
+    with writing_to(path):
+        tree.to_netcdf(beside, engine="h5netcdf", encoding=encoding)
+        beside.replace(path)
+    return path
+
+
+def diagnose(
+    run: Run,
+    *,
+    num_sequences: int = 8,
+    num_draws: int = 100,
+    metric_sequences: int = 200,
+    split: str = "test",
+    seed: int = 0,
+    backend: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """What `ppl-tvae diagnose` does: writes posterior.nc (`to_datatree`) and diagnosis.json, and returns the latter.
+
+    Keys: posterior (the settings of the tree, k-hat and effective sample size of each of its sequences, a verdict),
+    equivariance (records of `equivariance_metrics`, or the reason why there are none). Raises UserError.
+    """
+    place: dict[str, Any] = {"split": split, "seed": seed, "backend": backend, "device": device}
+    tree = to_datatree(run, num_sequences=num_sequences, num_draws=num_draws, **place)
+    save_datatree(run, tree)
+    stats = tree["sample_stats"].to_dataset()
+    khats, sizes = stats["khat"].values, stats["effective_sample_size"].values
+    found = {
+        "posterior": {
+            "num_sequences": len(khats),
+            "num_draws": num_draws,
+            "split": split,
+            "seed": seed,
+            "khat": [round(float(value), 3) if np.isfinite(value) else None for value in khats],
+            "effective_sample_size": [round(float(value), 2) for value in sizes],
+            "verdict": reliability.verdict(khats, sizes, num_draws),
+        },
+        "equivariance": equivariance_metrics(run, num_sequences=metric_sequences, quiet=quiet, **place),
+    }
+    run.save_diagnosis(found)
+    return found
+
+
+def equivariance_metrics(
+    run: Run,
+    *,
+    num_sequences: int = 200,
+    split: str = "test",
+    seed: int = 0,
+    backend: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> list[dict[str, Any]]:
+    """Whether the code t rolls while the frames move, from one draw of the guide for each sequence.
+
+    A record for each metric: metric, value and standard_error over sequences, unit, and what it is in words. Errors in
+    image space are squared differences from the frames as observed, averaged over pixels and over all frames but the
+    first: of the first frame's code rolled on to each later frame, and as a scale of the same code not rolled, rolled
+    by random amounts, and of the code that the guide finds for each frame. Empty for a program without a site t of
+    event shape (S, C, D). Raises UserError.
+    """
+    _check(num_sequences, 1, split, seed)
+    data = data_of(run.experiment)
+    plan = data.plan(split, num_sequences)
+    rows: dict[str, list[np.ndarray]] = {}
+    with evaluator(run, data, backend, device, seed) as ready:
+        for index, part in tqdm(list(_batches(plan)), desc="equivariance", disable=True if quiet else None):
+            t = ready.latents(part, index).get("t")
+            if t is None or t.ndim != 4 or t.shape[1] != data.num_timesteps or min(t.shape[1], t.shape[3]) < 2:
+                return []
+            frames = ready.frames(part)
+            for name, values in _of_a_batch(ready, t, frames, np.random.default_rng([seed, index])).items():
+                rows.setdefault(name, []).append(values)
+    records = []
+    for name, (unit, meaning) in EQUIVARIANCE.items():
+        values = np.concatenate(rows[name]).astype(np.float64)
+        records.append(
+            {
+                "metric": name,
+                "value": float(values.mean()),
+                "standard_error": float(bounds.standard_error(values)) if len(values) > 1 else None,
+                "unit": unit,
+                "meaning": meaning,
+                "num_sequences": len(values),
+                "split": split,
+                "seed": seed,
+            }
+        )
+    return records
+
+
+_IMAGE = "squared error per pixel"
+EQUIVARIANCE = {
+    "equivariance_error": ("L1, summed", "E_eq of the paper; low also for a code that is constant over positions"),
+    "centred_equivariance_error": ("L1, summed", "E_eq after each capsule's mean is taken away; low only if it rolls"),
+    "image_error_rolled": (_IMAGE, "frames decoded from the first frame's code, rolled"),
+    "image_error_not_rolled": (_IMAGE, "the same, not rolled"),
+    "image_error_random_roll": (_IMAGE, "the same, rolled by random amounts"),
+    "image_error_reconstruction": (_IMAGE, "frames decoded from their own code"),
+}
+
+
+def _of_a_batch(ready: Any, t: np.ndarray, frames: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Every metric of each sequence, (batch,)."""
+    still = np.repeat(t[:, :1], t.shape[1], axis=1)
+    places = (np.arange(t.shape[3]) - rng.integers(t.shape[3], size=(*t.shape[:2], 1))) % t.shape[3]
+    random = np.take_along_axis(still, places[:, :, None], axis=3)
+    codes = {"rolled": equivariance.rolled_from(t, 0), "not_rolled": still, "random_roll": random, "reconstruction": t}
+    errors = {f"image_error_{name}": (ready.decode(code) - frames)[:, 1:] ** 2 for name, code in codes.items()}
+    return {
+        "equivariance_error": equivariance.equivariance_error(t),
+        "centred_equivariance_error": equivariance.equivariance_error(t, centred=True),
+        **{name: error.mean(axis=(1, 2, 3, 4)) for name, error in errors.items()},
+    }
+
+
+def _check(num_sequences: int, num_draws: int, split: str, seed: int) -> None:
+    for name, value in (("num_sequences", num_sequences), ("num_draws", num_draws)):
+        if value < 1:
+            raise UserError(f"expected {name} of at least 1, found {value}")
+    if split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    check_seed(seed)
+
+
+def _batches(plan: Plan) -> Iterator[tuple[int, Plan]]:
+    for index, start in enumerate(range(0, len(plan.image), _SEQUENCES_PER_BATCH)):
+        yield index, Plan(*(field[start : start + _SEQUENCES_PER_BATCH] for field in plan))
+
+
+def _joined(draws: list[Draw]) -> Draw:
+    """One draw of all sequences: axis 1 of every array."""
+    sites = {name: np.concatenate([draw.sites[name] for draw in draws], axis=1) for name in draws[0].sites}
+    others = (
+        None if draws[0][place] is None else np.concatenate([draw[place] for draw in draws], axis=1)
+        for place in range(1, len(Draw._fields))
+    )
+    return Draw(sites, *others)

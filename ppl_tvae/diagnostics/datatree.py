@@ -1,0 +1,67 @@
+"""Draws as an ArviZ DataTree, with named dimensions."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import arviz_base
+import numpy as np
+import xarray as xr
+
+from ppl_tvae.inference import bounds, reliability
+from ppl_tvae.inference.draw import Draw
+
+FRAME_DIMS = ("sequence", "time", "height", "width", "channel")
+CELL_DIMS = ("sequence", "time", "capsule", "position")
+
+
+def datatree(
+    posterior: Draw, prior: Draw, observed: np.ndarray, about: Mapping[str, np.ndarray], attrs: Mapping[str, Any]
+) -> xr.DataTree:
+    """The groups posterior, posterior_predictive, log_likelihood, sample_stats, prior, prior_predictive, observed_data.
+
+    posterior, prior: draws with leading axes (draw, sequence), all of them one chain. observed: frames (sequence, time,
+    height, width, channel). about: coordinates along the sequences, such as their labels. attrs: of every group.
+    The dimensions of a latent of event shape (S, C, D), that of t, are time, capsule and position; of another latent
+    they are numbered. log_likelihood is log p(x | latents) of a whole sequence; sample_stats has the log importance
+    weights of the draws, and of each sequence their Pareto k-hat and effective sample size. Nats.
+    """
+    dims = _dims_of(posterior.sites, observed.shape[1])
+    along = {"sequence": np.arange(len(observed)), **{name: ("sequence", values) for name, values in about.items()}}
+    frames: dict[Any, Sequence[Any]] = {"x": FRAME_DIMS}
+    of_sequences: dict[Any, Sequence[Any]] = {"x": ["sequence"], "log_weight": ["sequence"]}
+
+    def named(values: dict[str, Any], names: dict[Any, Sequence[Any]], sample_dims: Sequence[str]) -> xr.Dataset:
+        group = arviz_base.dict_to_dataset(values, dims=names, sample_dims=sample_dims, attrs=dict(attrs))
+        return group.assign_coords(along)
+
+    def drawn(values: Mapping[str, Any], names: dict[Any, Sequence[Any]]) -> xr.Dataset:
+        return named({name: np.asarray(value)[None] for name, value in values.items()}, names, ("chain", "draw"))
+
+    stats = drawn({"log_weight": posterior.log_weights}, of_sequences)
+    weights = np.asarray(posterior.log_weights, np.float64)
+    stats["khat"] = ("sequence", reliability.khat(weights))
+    stats["effective_sample_size"] = ("sequence", bounds.effective_sample_size(weights))
+    return xr.DataTree.from_dict(
+        {
+            "posterior": drawn(posterior.sites, dims),
+            "posterior_predictive": drawn({"x": posterior.frames.astype(observed.dtype)}, frames),
+            "log_likelihood": drawn({"x": posterior.log_likelihood}, of_sequences),
+            "sample_stats": stats,
+            "prior": drawn(prior.sites, dims),
+            "prior_predictive": drawn({"x": prior.frames.astype(observed.dtype)}, frames),
+            "observed_data": named({"x": observed}, frames, ()),
+        }
+    )
+
+
+def _dims_of(sites: Mapping[str, Any], num_timesteps: int) -> dict[Any, Sequence[Any]]:
+    """Names of the dimensions of each site after (chain, draw)."""
+    cells = np.shape(sites["t"]) if "t" in sites else ()
+    dims: dict[Any, Sequence[Any]] = {}
+    for name, values in sites.items():
+        shape = np.shape(values)
+        if shape == cells and len(shape) == 5 and shape[2] == num_timesteps:
+            dims[name] = CELL_DIMS
+        else:
+            dims[name] = ["sequence", *(f"{name}_dim_{index}" for index in range(len(shape) - 2))]
+    return dims

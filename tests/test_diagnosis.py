@@ -1,0 +1,161 @@
+"""Draws as an ArviZ DataTree, alike in both backends, and what the equivariance metrics measure on a trained run."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+
+from ppl_tvae import cli, train
+from ppl_tvae.config import Experiment
+from ppl_tvae.diagnosis import EQUIVARIANCE, diagnose, equivariance_metrics, save_datatree, to_datatree
+from ppl_tvae.diagnostics.datatree import CELL_DIMS, FRAME_DIMS
+from ppl_tvae.errors import UserError
+from tests.small_runs import BACKENDS, small_training
+
+GROUPS = {
+    "posterior", "posterior_predictive", "log_likelihood", "sample_stats", "prior", "prior_predictive",
+    "observed_data",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def run(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    return train(small_training(folder, request.param), folder / "run", quiet=True)
+
+
+def test_groups_dimensions_and_coordinates(run):
+    tree = to_datatree(run, num_sequences=5, num_draws=30)
+    assert set(tree.children) == GROUPS
+    for group in ("posterior", "prior"):
+        assert set(tree[group].data_vars) == {"z", "u", "t"}
+        assert all(tree[group][name].dims == ("chain", "draw", *CELL_DIMS) for name in "zut")
+    for group in ("posterior_predictive", "prior_predictive"):
+        assert tree[group]["x"].dims == ("chain", "draw", *FRAME_DIMS)
+        assert set(np.unique(tree[group]["x"])) <= {0, 1}
+    assert tree["observed_data"]["x"].dims == FRAME_DIMS
+    assert tree["log_likelihood"]["x"].dims == ("chain", "draw", "sequence")
+    for name in ("image", "label", "transform", "phase"):
+        assert tree["posterior"].coords[name].dims == ("sequence",)
+    assert tree["posterior"]["z"].shape == (1, 30, 5, 4, 2, 4)
+    assert tree["posterior"].attrs["inference_library"] == run.experiment.backend
+
+
+def test_numbers_are_those_of_the_program(run):
+    """t follows from z and u of the same draw; log weights are log p(x | latents) + log p(latents) - log q(latents)."""
+    tree = to_datatree(run, num_sequences=3, num_draws=40)
+    weights = tree["sample_stats"]["log_weight"].values[0]
+    largest = weights.max(axis=0)
+    normalised = np.exp(weights - largest) / np.exp(weights - largest).sum(axis=0)
+    np.testing.assert_allclose(
+        tree["sample_stats"]["effective_sample_size"], 1 / (normalised**2).sum(axis=0), rtol=1e-4
+    )
+    assert np.isfinite(tree["sample_stats"]["khat"]).all()
+    z, u, t = (tree["posterior"][name].values for name in "zut")
+    mu = run.parameters()["mu"]
+    energy = ((z + mu) / t) ** 2
+    assert (energy > 0).all()
+    assert np.corrcoef(energy[..., 0].ravel(), (u**2)[..., 0].ravel())[0, 1] > 0.2
+    log_prior = -0.5 * (z**2 + u**2 + 2 * np.log(2 * np.pi)).sum(axis=(-3, -2, -1))[0]
+    log_q = tree["log_likelihood"]["x"].values[0] + log_prior - weights
+    assert np.isfinite(log_q).all()
+    assert (np.abs(log_q.std(axis=0) / np.sqrt(z[0, 0, 0].size)) < 2).all()  # chi-square, 2 * 32 terms of variance 1/2
+
+
+def test_prior_is_the_priors(run):
+    """Ten thousands of standard normals, and frames that do not depend on what was observed."""
+    tree = to_datatree(run, num_sequences=8, num_draws=40)
+    for name in "zu":
+        values = tree["prior"][name].values
+        assert abs(values.mean()) < 5 / values.size**0.5
+        assert abs((values**2).mean() - 1) < 5 * 2**0.5 / values.size**0.5
+
+
+def test_file_is_read_by_xarray_and_arviz(run, tmp_path):
+    from arviz_stats import summary
+
+    path = save_datatree(run, to_datatree(run, num_sequences=2, num_draws=30))
+    with xr.open_datatree(path, engine="h5netcdf") as tree:
+        assert set(tree.children) == GROUPS
+        table = summary(tree.load(), var_names=["u"], coords={"sequence": 0, "capsule": 0}, kind="stats")
+    assert len(table) == 4 * 4
+
+
+def test_both_backends_give_the_same_tree(tmp_path):
+    """A run of one, read in the other: groups, variables, dimensions, coordinates and types."""
+    run = train(small_training(tmp_path, "numpyro"), tmp_path / "run", quiet=True)
+    ours, theirs = (to_datatree(run, num_sequences=3, num_draws=4, backend=backend) for backend in BACKENDS)
+    assert set(ours.children) == set(theirs.children)
+    for group in GROUPS:
+        first, second = ours[group].to_dataset(), theirs[group].to_dataset()
+        assert {n: (v.dims, v.shape, v.dtype) for n, v in first.variables.items()} == {
+            n: (v.dims, v.shape, v.dtype) for n, v in second.variables.items()
+        }
+        for name in first.coords:
+            np.testing.assert_array_equal(first[name], second[name])
+    np.testing.assert_array_equal(ours["observed_data"]["x"], theirs["observed_data"]["x"])
+
+
+def test_draws_follow_from_the_seed(run):
+    first, again, other = (to_datatree(run, num_sequences=3, num_draws=2, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first["posterior"]["u"], again["posterior"]["u"])
+    assert (other["posterior"]["u"] != first["posterior"]["u"]).all()
+
+
+def test_command(run, capsys):
+    assert cli.main(["diagnose", str(run.path), "--draws", "30", "--sequences", "2", "--max-sequences", "6"]) == 0
+    printed = capsys.readouterr().out
+    assert "posterior.nc: 30 draws for 2 sequences" in printed
+    assert all(name in printed for name in EQUIVARIANCE)
+    assert (
+        cli.main(["diagnose", str(run.path), "--draws", "30", "--sequences", "2", "--max-sequences", "6", "--json"])
+        == 0
+    )
+    assert json.loads(capsys.readouterr().out) == run.diagnosis()
+    assert cli.main(["diagnose", str(run.path), "--draws", "0"]) == 2
+    assert "expected num_draws of at least 1, found 0" in capsys.readouterr().err
+
+
+def test_metrics_of_decoding_have_their_order(tmp_path):
+    """After a short training on one moving factor: the guide's own code reconstructs better than a random roll."""
+    experiment = replace(
+        Experiment(data="digits", transforms=("hue",), num_timesteps=6, capsule_dim=6, num_capsules=6),
+        hidden=(64,), steps=400, learning_rate=3e-3, validation_sequences=8, evaluate_every=400,
+    )  # fmt: skip
+    records = equivariance_metrics(train(experiment, tmp_path / "run", quiet=True), num_sequences=24, quiet=True)
+    value = {record["metric"]: record["value"] for record in records}
+    assert value["image_error_reconstruction"] < value["image_error_random_roll"]
+    assert value["image_error_reconstruction"] < value["image_error_not_rolled"]
+    assert value["equivariance_error"] < value["centred_equivariance_error"]
+    assert all(record["standard_error"] > 0 for record in records)
+
+
+def test_a_program_without_capsules_has_draws_but_no_equivariance(tmp_path):
+    path = tmp_path / "plain.py"
+    path.write_text(
+        "import jax.numpy as jnp, numpyro, numpyro.distributions as dist\n"
+        "def model(frames):\n"
+        "    with numpyro.plate('sequences', len(frames)):\n"
+        "        a = numpyro.sample('a', dist.Normal(jnp.zeros(3), 1.0).to_event(1))\n"
+        "        logits = a.sum(-1)[:, None, None, None, None] + jnp.zeros(frames.shape)\n"
+        "        numpyro.sample('x', dist.Bernoulli(logits=logits).to_event(4), obs=frames)\n"
+        "def guide(frames):\n"
+        "    loc = numpyro.param('loc', jnp.zeros(3))\n"
+        "    with numpyro.plate('sequences', len(frames)):\n"
+        "        numpyro.sample('a', dist.Normal(loc, jnp.ones((len(frames), 3))).to_event(1))\n"
+    )
+    settings = {"model": str(path), "num_capsules": None, "capsule_dim": None, "hidden": Experiment().hidden}
+    run = train(small_training(tmp_path, "numpyro", **settings), tmp_path / "run", quiet=True)
+    found = diagnose(run, num_sequences=2, num_draws=30, metric_sequences=4, quiet=True)
+    assert found["equivariance"] == []
+    tree = xr.open_datatree(run.path / "posterior.nc", engine="h5netcdf")
+    assert tree["posterior"]["a"].dims == ("chain", "draw", "sequence", "a_dim_0")
+    tree.close()
+
+
+@pytest.mark.parametrize(("settings", "sentence"), [({"num_draws": 0}, "num_draws"), ({"split": "tests"}, "test")])
+def test_bad_settings(run, settings, sentence):
+    with pytest.raises(UserError, match=sentence):
+        to_datatree(run, **settings)
