@@ -118,10 +118,12 @@ def _new(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from ppl_tvae.inspection import sites
+    from ppl_tvae.inspection import draw_graph, sites
 
     experiment = replace(Experiment(), **_given_settings(options))
     rows = sites(experiment)
+    if options.graph:
+        draw_graph(experiment, options.graph)
     if options.json:
         print(json.dumps(rows, indent=2))
         return
@@ -141,16 +143,21 @@ def _shape(sizes: Sequence[int]) -> str:
 def _evaluate(options: argparse.Namespace) -> None:
     from ppl_tvae.evaluation import evaluate
     from ppl_tvae.inference.temperatures import Annealing
+    from ppl_tvae.inference.unamortised import Unamortised
     from ppl_tvae.runs import open_run
 
     names = ("start", "num_temperatures", "schedule", "num_leapfrog_steps", "num_chains")
     annealing = {name: value for name in names if (value := getattr(options, name)) is not None}
+    fit = {"steps": options.guide_steps, "learning_rate": options.guide_learning_rate}
+    if options.guide is None and any(value is not None for value in fit.values()):
+        raise UserError("expected --guide with --guide-steps or --guide-learning-rate, found none; name one")
 
     records = evaluate(
         open_run(options.directory),
         estimators=options.estimators,
         particles=options.particles,
         annealing=Annealing(**annealing),
+        guide=Unamortised(options.guide, **{k: v for k, v in fit.items() if v is not None}) if options.guide else None,
         split=options.split,
         max_sequences=options.max_sequences,
         backend=options.backend,
@@ -166,6 +173,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     for record in records:
         counted = record["estimator"] in ("iwae", "released-is")
         name = record["estimator"] + (f"-{record['num_particles']}" if counted else "")
+        name += f"-{record['guide_name']}" if "guide_name" in record else ""
         error = "unknown" if record["standard_error"] is None else f"{record['standard_error']:.3f}"
         print(f"  {name:15} {record['value']:10.3f} +- {error:7}  {record['side']}")
     for note, value in {note: value for record in records for note, value in record["notes"].items()}.items():
@@ -298,6 +306,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = _command(commands, "check", _check, "say what is wrong with a program, or print its sites and their shapes")
     check.add_argument("model", metavar="MODEL|PATH.py")
+    check.add_argument("--graph", type=Path, metavar="FILE", help="draw the model: .dot, or a picture with Graphviz")
     for setting in fields(Experiment):
         if setting.name in _OF_A_PROGRAM:
             _add_setting(check, setting)
@@ -306,6 +315,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("directory", type=Path, metavar="RUN")
     evaluate.add_argument("--estimators", type=_list_of(str), default=("elbo", "iwae"), metavar="NAME,...")
     evaluate.add_argument("--particles", type=_list_of(int), default=(1, 10, 100), metavar="K,...", help="K of IWAE")
+    known = ", ".join(catalogue.AUTO_GUIDES)
+    evaluate.add_argument("--guide", metavar="NAME", help=f"fitted to each sequence, not the run's own: {known}")
+    evaluate.add_argument("--guide-steps", type=int, metavar="N", help="of Adam, to fit it to one sequence (500)")
+    evaluate.add_argument("--guide-learning-rate", type=float, metavar="X", help="of Adam, at the start (0.01)")
     evaluate.add_argument("--start", help="ais, sandwich: where chains begin, prior or guide (guide)")
     evaluate.add_argument("--temperatures", dest="num_temperatures", type=int, metavar="T", help="of ais (200)")
     evaluate.add_argument(

@@ -110,10 +110,12 @@ def _by_estimator(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _label(record: dict[str, Any]) -> str:
-    """iwae-100, released-is-10, elbo, ais: what makes two records the same column."""
+    """iwae-100, released-is-10, elbo, elbo-auto-normal, ais: what makes two records the same column."""
     name = record["estimator"]
     if name in ("iwae", "released-is"):
-        return f"{name}-{record['num_particles']}"
+        name += f"-{record['num_particles']}"
+    if "guide_name" in record:
+        name += f"-{record['guide_name']}"
     if "num_temperatures" in record:
         return f"{name}-{record['start']}-{record['num_temperatures']}x{record['num_chains']}"
     return name

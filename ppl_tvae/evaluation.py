@@ -13,6 +13,7 @@ from ppl_tvae.data import SPLITS, Plan, SequenceData
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.temperatures import Annealing, check_annealing
+from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
 from ppl_tvae.models import catalogue
 from ppl_tvae.runs import Run
 from ppl_tvae.trained import evaluator
@@ -29,6 +30,7 @@ class _Request(NamedTuple):
     estimators: Sequence[str]
     particles: Sequence[int]
     annealing: Annealing
+    guide: Unamortised | None
     split: str
     max_sequences: int
     seed: int
@@ -49,6 +51,12 @@ class _Request(NamedTuple):
         if self.max_sequences < 1:
             raise UserError(f"expected max_sequences of at least 1, found {self.max_sequences}")
         check_annealing(self.annealing)
+        if self.guide is not None:
+            check_unamortised(self.guide)
+            if other := [name for name in self.estimators if name not in _OF_WEIGHTS]:
+                raise UserError(
+                    f"expected only {', '.join(_OF_WEIGHTS)} with a guide fitted to each sequence, found {other[0]}"
+                )
         check_seed(self.seed)
 
 
@@ -58,6 +66,7 @@ def evaluate(
     estimators: Sequence[str] = ("elbo", "iwae"),
     particles: Sequence[int] = (1, 10, 100),
     annealing: Annealing = Annealing(),  # noqa: B008 - a tuple of plain values
+    guide: Unamortised | None = None,
     split: str = "test",
     max_sequences: int = 200,
     seed: int = 0,
@@ -68,12 +77,13 @@ def evaluate(
     """Estimates of log p(x) of whole sequences, nats per frame with a standard error over sequences.
 
     particles: the K of each IWAE bound and of released-is; the largest is the number of weights drawn, and the ELBO is
-    the mean of their logarithms. annealing: of ais and sandwich. docs/likelihoods.md defines each estimator.
+    the mean of their logarithms. annealing: of ais and sandwich. guide: one of the host's automatic guides, fitted to
+    each sequence alone, in place of the run's own. docs/likelihoods.md defines each estimator.
     Each record goes to evaluation.json as soon as it is there, with every setting needed to repeat it and the value of
     each sequence, for paired comparisons. After Ctrl-C the records are those of the sequences done by then.
     Raises UserError.
     """
-    request = _Request(estimators, particles, annealing, split, max_sequences, seed)
+    request = _Request(estimators, particles, annealing, guide, split, max_sequences, seed)
     request.check()
     data = data_of(run.experiment)
     plan = data.plan(split, max_sequences)
@@ -111,20 +121,29 @@ def _estimates(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterat
 
 def _from_weights(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterator[_Estimate]:
     """ELBO, IWAE-K and log-evidence from one set of draws."""
-    drawn = max(request.particles)
-    parts, seconds = _collect(plan, lambda part, index, _: ready.log_weights(part, index, drawn), "weights", 1, quiet)
+    drawn, fitted = max(request.particles), request.guide
+
+    def draw(part: Plan, index: int, _: Any) -> np.ndarray:
+        if fitted is not None:
+            return ready.unamortised_log_weights(part, index, drawn, fitted)
+        return ready.log_weights(part, index, drawn)
+
+    parts, seconds = _collect(plan, draw, "weights", 1, quiet)
+    of_guide = {} if fitted is None else {f"guide_{key}": value for key, value in fitted._asdict().items()}
     log_weights = np.concatenate(parts, axis=1).astype(np.float64)
     if "elbo" in request.estimators:
-        yield _Estimate("elbo", {"num_particles": drawn}, _LOWER, bounds.elbo(log_weights), seconds, {})
+        yield _Estimate("elbo", {"num_particles": drawn} | of_guide, _LOWER, bounds.elbo(log_weights), seconds, {})
     if "iwae" in request.estimators:
         trust = _trust(log_weights)
         for k in sorted(set(request.particles)):
             values = bounds.iwae_bound(log_weights, k)
-            yield _Estimate("iwae", {"num_particles": k, "num_drawn": drawn}, _LOWER, values, seconds, trust)
+            yield _Estimate("iwae", {"num_particles": k, "num_drawn": drawn} | of_guide, _LOWER, values, seconds, trust)
     if "log-evidence" in request.estimators:
         values, bias = bounds.jackknifed_log_evidence(log_weights)
         notes = {"mean_bias_removed": float(np.mean(-bias))} | _trust(log_weights)
-        yield _Estimate("log-evidence", {"num_particles": drawn}, "no bound (jackknife)", values, seconds, notes)
+        yield _Estimate(
+            "log-evidence", {"num_particles": drawn} | of_guide, "no bound (jackknife)", values, seconds, notes
+        )
 
 
 def _trust(log_weights: np.ndarray) -> dict[str, Any]:

@@ -1,12 +1,18 @@
-"""Looking at a program before it is trained: what is wrong with it, and a table of its sites."""
+"""Looking at a program before it is trained: what is wrong with it, a table of its sites, its graph."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from ppl_tvae.assembly import assemble
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan
+from ppl_tvae.errors import UserError
+from ppl_tvae.program import Program
+from ppl_tvae.runs import writing_to
 from ppl_tvae.training import data_of, naming_the_program, renderer
 
 
@@ -17,6 +23,42 @@ def sites(experiment: Experiment) -> list[dict[str, Any]]:
     parameter and of what is deterministic: its shape). The program runs on two sequences of the experiment's data.
     Raises UserError with what is wrong.
     """
+    with _on_two_sequences(experiment) as (checks, program, frames):
+        return checks.site_table(program, frames)
+
+
+def draw_graph(experiment: Experiment, path: Path) -> None:
+    """The graphical model of a program as the host draws it: Graphviz source (.dot, .gv), or a picture by its suffix.
+
+    Raises UserError with what is wrong with the program, or where Graphviz is missing.
+    """
+    try:
+        import graphviz
+    except ImportError:
+        raise UserError(
+            "expected the package graphviz for drawing a model, found none; install it: pip install 'ppl-tvae[graph]'"
+        ) from None
+    with _on_two_sequences(experiment) as (checks, program, frames):
+        graph = checks.graph(program, frames)
+    with writing_to(path):
+        if path.suffix in (".dot", ".gv"):
+            path.write_text(graph.source, encoding="utf-8")
+            return
+        try:
+            picture = graph.pipe(format=path.suffix[1:])
+        except graphviz.ExecutableNotFound:
+            raise UserError(
+                f"expected Graphviz's program 'dot' for a picture such as '{path}', found none; install Graphviz, or "
+                f"name a file that ends in .dot, which needs none"
+            ) from None
+        except ValueError as error:
+            raise UserError(f"expected the name of a picture or a .dot file, found '{path}': {error}") from None
+        path.write_bytes(picture)
+
+
+@contextmanager
+def _on_two_sequences(experiment: Experiment) -> Iterator[tuple[Any, Program, Any]]:
+    """The backend's checks, the program, which has passed them, and frames for it."""
     data = data_of(experiment)
     resolved = replace(experiment, num_timesteps=data.num_timesteps, transforms=data.transforms).resolved()
     checks = import_module(f"ppl_tvae.inference.{resolved.backend}.checks")
@@ -27,4 +69,4 @@ def sites(experiment: Experiment) -> list[dict[str, Any]]:
         frames = renderer(resolved)(device.to_device(data.tables), device.to_device(plan))
         with naming_the_program(resolved):
             checks.check_program(program, frames)
-            return checks.site_table(program, frames)
+            yield checks, program, frames

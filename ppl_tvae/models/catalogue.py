@@ -21,6 +21,11 @@ GUIDES = {
     "mixture": "for each capsule and frame a mixture of 4 diagonal normals, with implicit gradients",
 }
 
+AUTO_GUIDES = {
+    "auto-normal": "the host's diagonal normal, fitted to each sequence alone, for evaluate --guide",
+    "auto-low-rank": "the host's low-rank normal over all latents of a sequence, fitted to each alone",
+}
+
 PRIORS = {
     "normal": "the paper's: independent standard normals",
     "laplace": "independent Laplace of variance 1: sharper at zero, heavier tails",
@@ -69,6 +74,7 @@ KINDS: dict[str, dict[str, str]] = {
     "backend": BACKENDS,
     "model": MODELS,
     "guide": GUIDES,
+    "automatic guide": AUTO_GUIDES,
     "prior": PRIORS,
     "likelihood": LIKELIHOODS,
     "objective": OBJECTIVES,

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpyro
 from numpyro.handlers import seed, trace
 
 from ppl_tvae.errors import UserError
@@ -43,6 +44,11 @@ def site_table(program: Program, frames: jax.Array) -> list[dict[str, Any]]:
                 for path, leaf in jax.tree_util.tree_flatten_with_path({name: site["value"]})[0]:
                     rows.append(site_row(part, flat_name(path), kind, "", (), jnp.shape(leaf)))
     return rows
+
+
+def graph(program: Program, frames: jax.Array) -> Any:
+    """The host's picture of the model's graph, a graphviz.Digraph."""
+    return numpyro.render_model(program.model, (frames,), render_distributions=True, render_params=True)
 
 
 def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array) -> None:

@@ -13,7 +13,9 @@ from ppl_tvae.inference.numpyro.device import to_device
 from ppl_tvae.inference.numpyro.importance import frame_log_weights, log_weights
 from ppl_tvae.inference.numpyro.posterior import decoding, posterior_draw, prior_draw
 from ppl_tvae.inference.numpyro.tracing import parameters_of
+from ppl_tvae.inference.numpyro.unamortised import unamortised_log_weights
 from ppl_tvae.inference.temperatures import Annealing
+from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
 
 
@@ -51,6 +53,14 @@ class Evaluator:
             self._samplers[key] = (frame_log_weights if per_frame else log_weights)(self._program, num_particles)
         frames = self._render(self._tables, to_device(plan))
         return np.asarray(self._samplers[key](self._parameters, self._key(batch_index), frames))
+
+    def unamortised_log_weights(
+        self, plan: Any, batch_index: int, num_particles: int, settings: Unamortised
+    ) -> np.ndarray:
+        """log importance weights, (num_particles, batch), nats per sequence, of a guide fitted to each sequence."""
+        frames, key = self._render(self._tables, to_device(plan)), self._key(batch_index)
+        weights = unamortised_log_weights(self._program, self._parameters, key, frames, num_particles, settings)
+        return np.asarray(weights)
 
     def annealed(self, plan: Any, batch_index: int, annealing: Annealing, progress: Progress) -> Annealed:
         """Annealed importance sampling of the plan's frames: a stochastic lower bound of log p(x)."""

@@ -46,6 +46,14 @@ def site_table(program: Program, frames: Tensor) -> list[dict[str, Any]]:
     return rows
 
 
+def graph(program: Program, frames: Tensor) -> Any:
+    """The host's picture of the model's graph, a graphviz.Digraph."""
+    with pyro.get_param_store().scope(), torch.random.fork_rng():
+        return pyro.render_model(
+            program.model, (frames,), render_distributions=True, render_params=True, render_deterministic=True
+        )
+
+
 def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: Tensor) -> None:
     _check_observed(prior_trace, frames)
     _check_latents(guide_trace, prior_trace)

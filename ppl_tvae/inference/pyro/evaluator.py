@@ -14,7 +14,9 @@ from ppl_tvae.inference.pyro.device import to_device
 from ppl_tvae.inference.pyro.importance import frame_log_weights, log_weights
 from ppl_tvae.inference.pyro.posterior import decoding, posterior_draw, prior_draw
 from ppl_tvae.inference.pyro.tracing import parameters_of
+from ppl_tvae.inference.pyro.unamortised import unamortised_log_weights
 from ppl_tvae.inference.temperatures import Annealing
+from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
 
 
@@ -50,6 +52,15 @@ class Evaluator:
         frames = self._render(self._tables, to_device(plan))
         self._set_noise(batch_index)
         return draw(self._parameters, frames).numpy(force=True)
+
+    def unamortised_log_weights(
+        self, plan: Any, batch_index: int, num_particles: int, settings: Unamortised
+    ) -> np.ndarray:
+        """log importance weights, (num_particles, batch), nats per sequence, of a guide fitted to each sequence."""
+        frames = self._render(self._tables, to_device(plan))
+        self._set_noise(batch_index)
+        weights = unamortised_log_weights(self._program, self._parameters, frames, num_particles, settings)
+        return weights.numpy(force=True)
 
     def annealed(self, plan: Any, batch_index: int, annealing: Annealing, progress: Progress) -> Annealed:
         """Annealed importance sampling of the plan's frames: a stochastic lower bound of log p(x)."""

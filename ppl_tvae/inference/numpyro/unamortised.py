@@ -1,0 +1,71 @@
+"""The host's automatic guides, fitted to one sequence at a time while the model stays as it is.
+
+How far the program's own guide is from the best of its family for a sequence is its amortisation gap (Cremer, Li &
+Duvenaud 2018, arXiv 1801.03558). Automatic guides couple all that they see, so a fit never sees two sequences.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from numpyro.handlers import block, replay, seed, substitute, trace
+from numpyro.infer import SVI, Trace_ELBO, init_to_value
+from numpyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
+from numpyro.optim import Adam
+
+from ppl_tvae.inference.numpyro.tracing import Trace, latent_sites, program_traces
+from ppl_tvae.inference.unamortised import Unamortised
+from ppl_tvae.program import Program
+
+_GUIDES: dict[str, Any] = {"auto-normal": AutoNormal, "auto-low-rank": AutoLowRankMultivariateNormal}
+_PARTICLES_PER_CHUNK = 8
+
+
+def unamortised_log_weights(
+    program: Program,
+    parameters: Mapping[str, jax.Array],
+    rng_key: jax.Array,
+    frames: jax.Array,
+    num_particles: int,
+    settings: Unamortised,
+) -> jax.Array:
+    """log weights (num_particles, batch), nats per sequence, with a guide fitted to each; frames (batch, ...).
+
+    A fit begins at a draw from the program's guide.
+    """
+    keys = jax.random.split(rng_key, len(frames))
+    each = [
+        _of_one(program, parameters, key, one[None], num_particles, settings)
+        for key, one in zip(keys, frames, strict=True)
+    ]
+    return jnp.stack(each, axis=1)
+
+
+def _of_one(
+    program: Program, parameters: Mapping[str, jax.Array], rng_key: jax.Array, frames: jax.Array, count: int,
+    settings: Unamortised,
+) -> jax.Array:  # fmt: skip
+    key_start, key_fit, key_draws = jax.random.split(rng_key, 3)
+    drawn, _ = program_traces(program, parameters, key_start, frames)
+    start = {name: site["value"] for name, site in latent_sites(drawn).items()}
+    # The model's parameters are hidden, so that the fit leaves them alone.
+    model = block(substitute(program.model, data=dict(parameters)), hide_fn=lambda site: site["type"] == "param")
+    guide = _GUIDES[settings.name](model, init_loc_fn=init_to_value(values=start))
+    optimizer = Adam(lambda step: settings.learning_rate * settings.decay**step)
+    fit = SVI(model, guide, optimizer, Trace_ELBO())
+    fitted = fit.run(key_fit, settings.steps, frames, progress_bar=False).params
+
+    def log_weight(key: jax.Array) -> jax.Array:
+        key_guide, key_model = jax.random.split(key)
+        guide_trace = trace(substitute(seed(guide, key_guide), data=fitted)).get_trace(frames)
+        model_trace = trace(replay(seed(model, key_model), guide_trace)).get_trace(frames)
+        return _total(model_trace) - _total(guide_trace)
+
+    return jax.lax.map(log_weight, jax.random.split(key_draws, count), batch_size=min(count, _PARTICLES_PER_CHUNK))
+
+
+def _total(sites: Trace) -> jax.Array:
+    """log-probability of everything random in a trace of one sequence: plates have nothing to say here."""
+    random = [site for site in sites.values() if site["type"] == "sample"]
+    return sum((jnp.sum(site["fn"].log_prob(site["value"])) for site in random), start=jnp.zeros(()))

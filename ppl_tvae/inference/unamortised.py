@@ -1,0 +1,32 @@
+"""Settings of a guide that is fitted to each sequence alone, the same for both backends."""
+
+from typing import NamedTuple
+
+from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.models.catalogue import AUTO_GUIDES
+
+
+class Unamortised(NamedTuple):
+    """name: of one of the hosts' automatic guides; steps of Adam for each sequence, and the learning rate at its start.
+
+    The learning rate falls exponentially, to a hundredth of that at the end.
+    """
+
+    name: str
+    steps: int = 500
+    learning_rate: float = 0.01
+
+    @property
+    def decay(self) -> float:
+        """By which factor the learning rate falls in a step."""
+        return 0.01 ** (1 / self.steps)
+
+
+def check_unamortised(settings: Unamortised) -> None:
+    """Raises UserError."""
+    if settings.name not in AUTO_GUIDES:
+        raise unknown_name("automatic guide", settings.name, AUTO_GUIDES)
+    if settings.steps < 1:
+        raise UserError(f"expected at least 1 step for an automatic guide, found {settings.steps}")
+    if not settings.learning_rate > 0:
+        raise UserError(f"expected a positive learning rate for an automatic guide, found {settings.learning_rate}")

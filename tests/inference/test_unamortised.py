@@ -1,0 +1,85 @@
+"""Automatic guides fitted to single sequences, against the exact divergence of the best guide of their family."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as numpyro_dist
+import pyro
+import pyro.distributions as pyro_dist
+import pytest
+import torch
+
+from ppl_tvae import cli, evaluate, train
+from ppl_tvae.errors import UserError
+from ppl_tvae.inference.numpyro.device import on_device as on_jax
+from ppl_tvae.inference.numpyro.unamortised import unamortised_log_weights as numpyro_log_weights
+from ppl_tvae.inference.pyro.device import on_device as on_torch
+from ppl_tvae.inference.pyro.unamortised import unamortised_log_weights as pyro_log_weights
+from ppl_tvae.inference.unamortised import Unamortised
+from ppl_tvae.runs import open_run
+from tests.inference import linear_gaussian
+from tests.small_runs import BACKENDS, small_training
+
+COUNT = 2000
+
+
+def weights_of(backend, settings, parameters, frames):
+    if backend == "numpyro":
+        with on_jax("cpu", "float64"):
+            program = linear_gaussian.program(numpyro, jnp.exp, numpyro_dist)
+            arguments = jax.tree.map(jnp.asarray, parameters), jax.random.key(1), jnp.asarray(frames)
+            return np.asarray(numpyro_log_weights(program, *arguments, COUNT, settings))
+    with on_torch("cpu", "float64"):
+        torch.manual_seed(1)
+        program = linear_gaussian.program(pyro, torch.exp, pyro_dist)
+        values = {name: torch.tensor(value) for name, value in parameters.items()}
+        return pyro_log_weights(program, values, torch.tensor(frames), COUNT, settings).numpy()
+
+
+def divergence_of_the_best_diagonal_normal(values):
+    """KL of the diagonal normal with the precisions of the posterior from the posterior itself: nats."""
+    coupling, loading = values["coupling"], values["loading"]
+    prior = np.linalg.inv([[1, coupling], [coupling, 1 + coupling**2]])
+    precision = prior + loading @ loading.T / linear_gaussian.NOISE**2
+    return 0.5 * np.log(np.prod(np.diag(precision)) / np.linalg.det(precision))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["auto-normal", "auto-low-rank"])
+def test_fitted_guides_have_the_divergence_of_the_best_of_their_family(name, backend):
+    """A normal of rank one and a diagonal holds the posterior of two latents; a diagonal one misses by a known KL."""
+    parameters, frames = linear_gaussian.parameters(), linear_gaussian.observations(2)
+    settings = Unamortised(name, steps=1500, learning_rate=0.03)
+    log_weights = weights_of(backend, settings, parameters, frames)
+    assert log_weights.shape == (COUNT, 2)
+    gap = linear_gaussian.log_evidence(parameters, frames) - log_weights.mean(axis=0)
+    best = divergence_of_the_best_diagonal_normal(parameters) if name == "auto-normal" else 0.0
+    assert best == 0 or best > 0.1
+    np.testing.assert_allclose(gap, best, atol=0.04)  # what is left of Adam's noise, and 2000 draws
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_fit_beats_the_amortised_guide_and_leaves_the_run_alone(backend, tmp_path, capsys):
+    run = train(small_training(tmp_path, backend), tmp_path / "run", quiet=True)
+    before = run.parameters()
+    settings = {"particles": (10,), "max_sequences": 2, "estimators": ("elbo",), "quiet": True}
+    (own,) = evaluate(run, **settings)
+    arguments = ["evaluate", str(run.path), "--estimators", "elbo", "--particles", "10", "--max-sequences", "2"]
+    assert cli.main([*arguments, "--guide", "auto-normal", "--guide-steps", "200"]) == 0
+    assert "elbo-auto-normal" in capsys.readouterr().out
+    (_, fitted) = open_run(run.path).evaluations()
+    assert (fitted["guide_name"], fitted["guide_steps"], fitted["guide_learning_rate"]) == ("auto-normal", 200, 0.01)
+    assert min(np.subtract(fitted["per_sequence"], own["per_sequence"])) > 0
+    assert all(np.array_equal(value, before[name]) for name, value in run.parameters().items())
+
+
+def test_bad_settings(tmp_path, capsys):
+    run = train(small_training(tmp_path, "pyro"), tmp_path / "run", quiet=True)
+    for guide, word in ((Unamortised("auto-norm"), "auto-normal"), (Unamortised("auto-normal", 0), "step")):
+        with pytest.raises(UserError, match=word):
+            evaluate(run, guide=guide)
+    with pytest.raises(UserError, match="found ais"):
+        evaluate(run, guide=Unamortised("auto-normal"), estimators=("elbo", "ais"))
+    assert cli.main(["evaluate", str(run.path), "--guide-steps", "3"]) == 2
+    assert "expected --guide with" in capsys.readouterr().err
