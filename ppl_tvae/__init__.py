@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ppl_tvae.evaluation import evaluate as evaluate
     from ppl_tvae.inference.temperatures import Annealing as Annealing
     from ppl_tvae.pictures import reconstruction_sheet as reconstruction_sheet
+    from ppl_tvae.pictures import traversal_sheet as traversal_sheet
     from ppl_tvae.program import Program as Program
     from ppl_tvae.runs import Run as Run
     from ppl_tvae.runs import open_run as open_run
@@ -32,6 +33,7 @@ _HOMES = {
     "UserError": "errors",
     "evaluate": "evaluation",
     "reconstruction_sheet": "pictures",
+    "traversal_sheet": "pictures",
     "compare": "comparison",
     "Annealing": "inference.temperatures",
     "Program": "program",

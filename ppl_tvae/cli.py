@@ -237,11 +237,13 @@ def _diagnose(options: argparse.Namespace) -> None:
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from ppl_tvae.pictures import reconstruction_sheet
+    from ppl_tvae.pictures import reconstruction_sheet, traversal_sheet
     from ppl_tvae.runs import open_run
 
-    path = reconstruction_sheet(open_run(options.directory), backend=options.backend, device=options.device)
-    _show(options, {"figures": [str(path)]}, f"reconstructions: {path}")
+    run, place = open_run(options.directory), {"backend": options.backend, "device": options.device}
+    drawn = {"reconstructions": reconstruction_sheet(run, **place), "traversals": traversal_sheet(run, **place)}
+    paths = {name: str(path) for name, path in drawn.items() if path is not None}
+    _show(options, {"figures": list(paths.values())}, "\n".join(f"{name}: {path}" for name, path in paths.items()))
 
 
 def _models(options: argparse.Namespace) -> None:
@@ -347,7 +349,7 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--seed", type=int, default=0, help="seed of the draws")
     _add_place(diagnose)
 
-    figures = _command(commands, "figures", _figures, "draw reconstructions of test sequences")
+    figures = _command(commands, "figures", _figures, "draw reconstructions and traversals of test sequences")
     figures.add_argument("directory", type=Path, metavar="RUN")
     _add_place(figures)
 

@@ -143,7 +143,7 @@ def equivariance_metrics(
     with evaluator(run, data, backend, device, seed) as ready:
         for index, part in tqdm(list(_batches(plan)), desc="equivariance", disable=True if quiet else None):
             t = ready.latents(part, index).get("t")
-            if t is None or t.ndim != 4 or t.shape[1] != data.num_timesteps or min(t.shape[1], t.shape[3]) < 2:
+            if not equivariance.rolls(t, data.num_timesteps):
                 return []
             frames = ready.frames(part)
             for name, values in _of_a_batch(ready, t, frames, np.random.default_rng([seed, index])).items():

@@ -52,6 +52,8 @@ class _Request(NamedTuple):
             raise UserError(f"expected max_sequences of at least 1, found {self.max_sequences}")
         check_annealing(self.annealing)
         if self.guide is not None:
+            if self.guide.name not in catalogue.AUTO_GUIDES:
+                raise unknown_name("automatic guide", self.guide.name, catalogue.AUTO_GUIDES)
             check_unamortised(self.guide)
             if other := [name for name in self.estimators if name not in _OF_WEIGHTS]:
                 raise UserError(

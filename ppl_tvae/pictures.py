@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ppl_tvae.data import Plan, SequenceData, open_data, render
+from ppl_tvae.diagnostics import equivariance
 from ppl_tvae.diagnostics.contact_sheet import contact_sheet
 from ppl_tvae.errors import UserError
 from ppl_tvae.runs import Run, writing_to
@@ -24,6 +25,28 @@ def reconstruction_sheet(run: Run, num_sequences: int = 6, backend: str | None =
     title = f"{run.experiment.model} on {run.experiment.data}: test sequences, and E[x | latents drawn from the guide]"
     with writing_to(path):
         contact_sheet(np.clip(pairs.reshape(-1, *pairs.shape[2:]), 0, 1), rows, path, title)
+    return path
+
+
+def traversal_sheet(run: Run, num_sequences: int = 4, backend: str | None = None, device: str = "auto") -> Path | None:
+    """A PNG in the run's figures: test sequences, their reconstruction, and their first code rolled and decoded.
+
+    Where capsules are equivariant, the last row follows the first, although it has seen only its first frame (the
+    paper's figure 5). None for a program whose site t is no code of capsules.
+    """
+    data = data_of(run.experiment)
+    plan = data.test_plan(num_sequences)
+    with evaluator(run, data, backend, device, seed=0) as ready:
+        t = ready.latents(plan).get("t")
+        if not equivariance.rolls(t, data.num_timesteps):
+            return None
+        rows = [ready.frames(plan), ready.decode(t), ready.decode(equivariance.rolled_from(t, 0))]
+    triples = np.clip(np.stack(rows, axis=1).reshape(-1, *rows[0].shape[1:]), 0, 1)
+    labels = [text for label in _row_labels(data, plan) for text in (label, "reconstruction", "first code, rolled")]
+    path = run.figure("traversals.png")
+    title = f"{run.experiment.model} on {run.experiment.data}: test sequences, and what is decoded from their codes"
+    with writing_to(path):
+        contact_sheet(triples, labels, path, title)
     return path
 
 

@@ -16,6 +16,11 @@ from ppl_tvae.data.placement import beside
 from ppl_tvae.errors import UserError
 
 
+def rolls(code: Any, num_timesteps: int) -> bool:
+    """Whether a site's values (or None) are a code whose capsules can roll: (B, S, C, D), S and D above 1."""
+    return code is not None and code.ndim == 4 and code.shape[1] == num_timesteps and min(code.shape[1::2]) > 1
+
+
 def equivariance_error(capsules: Any, centred: bool = False) -> Any:
     """E_eq, how far capsules are from rolling by one position per frame: (B, S, C, D) -> (B,). Lower is better.
 

@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-from ppl_tvae.errors import UserError, unknown_name
-from ppl_tvae.models.catalogue import AUTO_GUIDES
+from ppl_tvae.errors import UserError
 
 
 class Unamortised(NamedTuple):
@@ -23,9 +22,7 @@ class Unamortised(NamedTuple):
 
 
 def check_unamortised(settings: Unamortised) -> None:
-    """Raises UserError."""
-    if settings.name not in AUTO_GUIDES:
-        raise unknown_name("automatic guide", settings.name, AUTO_GUIDES)
+    """Raises UserError where a number is out of range."""
     if settings.steps < 1:
         raise UserError(f"expected at least 1 step for an automatic guide, found {settings.steps}")
     if not settings.learning_rate > 0:

@@ -34,7 +34,7 @@ def starting_point(model: str, backend: str, file_name: str = "FILE.py") -> str:
         raise unknown_name("backend", backend, catalogue.BACKENDS)
     if model not in catalogue.MODELS:
         raise unknown_name("model", model, catalogue.MODELS)
-    template = Path(__file__).with_name(f"{backend}_{'vae' if model == 'vae' else 'tvae'}.py")
+    template = Path(__file__).parent / backend / ("vae.py" if model == "vae" else "tvae.py")
     text = template.read_text(encoding="utf-8")
     for old, new in _CHANGES.get(model, {}).items():
         assert old in text, "the template and its changes belong together"
