@@ -47,10 +47,20 @@ def keep_freed_memory() -> None:
     a third of the time of rendering a batch (docs/performance.md). For the process, and for good; only for work whose
     tensors have the same sizes over and over, such as training: with others the kept memory splinters and grows.
     """
-    if sys.platform != "linux":
-        return
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in every C library
-    if mallopt is not None:
-        mallopt(mmap_threshold, 32 << 20)  # the largest that glibc takes
-        mallopt(trim_threshold, 2**31 - 1)
+    _glibc("mallopt", mmap_threshold, 32 << 20)  # the largest that it takes
+    _glibc("mallopt", trim_threshold, 2**31 - 1)
+
+
+def return_freed_memory() -> None:
+    """Have glibc hand back to the system what torch has freed, also where `keep_freed_memory` was called.
+
+    Thousands of draws splinter it: without this the memory of an evaluation creeps up with the number of its particles.
+    """
+    _glibc("malloc_trim", 0)
+
+
+def _glibc(function: str, *arguments: int) -> None:
+    """Call a function of the C library, where there is one of this name."""
+    if sys.platform == "linux" and (found := getattr(ctypes.CDLL(None), function, None)) is not None:
+        found(*arguments)

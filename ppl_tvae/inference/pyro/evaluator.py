@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.pyro.annealing import Annealed, Annealer, Progress
-from ppl_tvae.inference.pyro.device import to_device
+from ppl_tvae.inference.pyro.device import return_freed_memory, to_device
 from ppl_tvae.inference.pyro.importance import frame_log_weights, log_weights
 from ppl_tvae.inference.pyro.posterior import decoding, posterior_draw, prior_draw
 from ppl_tvae.inference.pyro.tracing import parameters_of
@@ -51,7 +51,9 @@ class Evaluator:
         draw = (frame_log_weights if per_frame else log_weights)(self._program, num_particles)
         frames = self._render(self._tables, to_device(plan))
         self._set_noise(batch_index)
-        return draw(self._parameters, frames).numpy(force=True)
+        weights = draw(self._parameters, frames).numpy(force=True)
+        return_freed_memory()
+        return weights
 
     def unamortised_log_weights(
         self, plan: Any, batch_index: int, num_particles: int, settings: Unamortised
