@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
-from jax.scipy.linalg import solve_triangular
 from jax.scipy.special import ndtr
 from jax.scipy.stats import norm
 
@@ -47,10 +46,23 @@ def _implicitly(drawn: jax.Array, locs: jax.Array, scales: jax.Array, logits: ja
     change = distribution_functions - jax.lax.stop_gradient(distribution_functions)  # zero, but for its derivative
     # Rows are divided by their diagonal, the conditional density, which may be small.
     density = jnp.diagonal(jacobian, axis1=-2, axis2=-1)
-    moved = solve_triangular(
-        jacobian / density[..., None], (change / density)[..., None], lower=True, unit_diagonal=True
-    )
-    return x - moved[..., 0]
+    return x - _solved(jacobian / density[..., None], change / density)
+
+
+def _solved(unit_lower: jax.Array, right: jax.Array) -> jax.Array:
+    """The solution of L y = right by forward substitution; L (..., D, D) lower triangular, its diagonal taken as 1.
+
+    Not by solve_triangular: two of them in one compiled step, with thousands of matrices of 18 x 18, can wait for each
+    other for ever on a CPU (jax 0.10).
+    """
+
+    def next_position(solved: jax.Array, row_and_right: tuple[jax.Array, ...]) -> tuple[jax.Array, None]:
+        position, row, value = row_and_right
+        known = jnp.sum(row * solved, axis=-1)  # of the positions before; the others are zero yet
+        return solved.at[..., position].set(value - known), None
+
+    rows, values = jnp.moveaxis(unit_lower, -2, 0), jnp.moveaxis(right, -1, 0)
+    return jax.lax.scan(next_position, jnp.zeros_like(right), (jnp.arange(right.shape[-1]), rows, values))[0]
 
 
 def _conditionals(x: jax.Array, locs: jax.Array, scales: jax.Array, logits: jax.Array) -> tuple[jax.Array, jax.Array]:
