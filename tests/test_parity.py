@@ -83,6 +83,22 @@ def test_every_guide_and_prior_agrees(model, guide, prior, precision):
     agree(experiment, parameters, small_frames(experiment, 3, rng), latents, precision, own_ways)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"mu_per": "capsule"},
+        {"mu_per": "cell", "lattice_weights": "learned"},
+        {"prior_z": "vamp", "prior_u": "laplace"},
+    ],
+)
+def test_other_parts_agree(settings):
+    rng = np.random.default_rng(7)
+    experiment = small_experiment(**settings)
+    parameters, latents = random_parameters(experiment, rng), random_latents(experiment, 3, rng)
+    own_ways = {"elbo"} if "prior_u" in settings else set()
+    agree(experiment, parameters, small_frames(experiment, 3, rng), latents, "float64", own_ways)
+
+
 def agree(experiment, parameters, frames, latents, precision, own_ways=()):
     ours = numpyro_values(experiment, parameters, frames, latents, precision)
     theirs = pyro_values(experiment, parameters, frames, latents, precision)

@@ -1,11 +1,12 @@
-"""Every guide and every prior, by one flag: it trains, it learns, and every estimator takes it."""
+"""Every guide and every prior, by one flag: it trains, it learns, it is evaluated, ArviZ gets its draws."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from ppl_tvae import Annealing, evaluate, train
+from ppl_tvae import Annealing, UserError, evaluate, to_datatree, train
+from ppl_tvae.assembly import lattice_of
 from tests.small import EVERY_SWAP
 from tests.small_runs import BACKENDS, small_training
 
@@ -23,10 +24,13 @@ def test_a_swap_learns_and_is_evaluated(model, guide, prior, backend, tmp_path):
     by_name = {(record["estimator"], record["num_particles"]): record["value"] for record in records}
     assert np.isfinite(list(by_name.values())).all()
     assert by_name["iwae", 20] > by_name["iwae", 1]
+    tree = to_datatree(run, num_sequences=2, num_draws=3)
+    assert tree["posterior"]["t"].dims == ("chain", "draw", "sequence", "time", "capsule", "position")
+    assert all(np.isfinite(values).all() for group in tree.children.values() for values in _known(group))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("guide", ["smoother", "low-rank", "iaf"])
+@pytest.mark.parametrize("guide", ["smoother", "low-rank", "iaf", "mixture"])
 def test_annealing_starts_from_any_guide(guide, backend, tmp_path):
     """Its density is asked for at latents that it did not draw."""
     run = train(small_training(tmp_path, backend, guide=guide), tmp_path / "run", quiet=True)
@@ -34,3 +38,31 @@ def test_annealing_starts_from_any_guide(guide, backend, tmp_path):
     records = evaluate(run, estimators=("ais", "sandwich"), annealing=settings, max_sequences=4, quiet=True)
     assert np.isfinite([record["value"] for record in records]).all()
     assert records[0]["notes"]["acceptance_rate"] > 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_annealing_refuses_the_sphere(backend, tmp_path):
+    run = train(small_training(tmp_path, backend, prior_u="hyperspherical"), tmp_path / "run", quiet=True)
+    with pytest.raises(UserError, match="found site 'u' with the support"):
+        evaluate(run, estimators=("ais",), annealing=Annealing(num_temperatures=4), max_sequences=2, quiet=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_learned_lattice_and_mu_per_cell(backend, tmp_path):
+    """They start as the paper's program and are trained: only the weights that W uses, and those stay positive."""
+    settings = {"lattice_weights": "learned", "mu_per": "cell", "learning_rate": 0.01}
+    run = train(small_training(tmp_path, backend, **settings), tmp_path / "run", quiet=True)
+    plain = train(small_training(tmp_path, backend, learning_rate=0.01), tmp_path / "plain", quiet=True)
+    assert run.metrics()[0]["elbo_per_frame"] == pytest.approx(plain.metrics()[0]["elbo_per_frame"], rel=1e-5)
+    values, used = run.parameters(), lattice_of(run.experiment).neighborhood > 0
+    weights = values["lattice.weight"]
+    assert values["mu"].shape == (2, 4)
+    assert len(np.unique(values["mu"])) == 8
+    assert (weights[used] > 0).all()
+    assert (weights[used] != 1).all()
+    np.testing.assert_allclose(weights[~used], 1, rtol=1e-6)
+
+
+def _known(group):
+    """The values of a group, without k-hat, which three draws do not give."""
+    return [values for name, values in group.data_vars.items() if name != "khat"]

@@ -28,7 +28,7 @@ from ppl_tvae.program import Program
 Latents = dict[str, Tensor]
 LogWeights = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
-_CHUNKS_PER_DRAW = 8  # latents are a hundredth of the pixels and hidden units that a chunk's decoder fills
+_CHUNKS_PER_DRAW = 4  # latents are a hundredth of the pixels and hidden units that a chunk's decoder fills
 
 
 def log_weights(program: Program, num_particles: int, *, particles_per_chunk: int = 8) -> LogWeights:
