@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ppl_tvae.pictures import reconstruction_sheet as reconstruction_sheet
     from ppl_tvae.pictures import traversal_sheet as traversal_sheet
     from ppl_tvae.program import Program as Program
+    from ppl_tvae.report import write_report as write_report
     from ppl_tvae.runs import Run as Run
     from ppl_tvae.runs import open_run as open_run
     from ppl_tvae.training import resume as resume
@@ -38,6 +39,7 @@ _HOMES = {
     "Annealing": "inference.temperatures",
     "Program": "program",
     "Run": "runs",
+    "write_report": "report",
     "open_run": "runs",
     "resume": "training",
     "train": "training",

@@ -246,6 +246,15 @@ def _figures(options: argparse.Namespace) -> None:
     _show(options, {"figures": list(paths.values())}, "\n".join(f"{name}: {path}" for name, path in paths.items()))
 
 
+def _report(options: argparse.Namespace) -> None:
+    from ppl_tvae.report import write_report
+    from ppl_tvae.runs import open_run
+
+    runs = [open_run(directory) for directory in options.directories]
+    path = write_report(runs, options.out, backend=options.backend, device=options.device)
+    _show(options, {"report": str(path)}, str(path))
+
+
 def _models(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(catalogue.KINDS, indent=2))
@@ -352,6 +361,11 @@ def _parser() -> argparse.ArgumentParser:
     figures = _command(commands, "figures", _figures, "draw reconstructions and traversals of test sequences")
     figures.add_argument("directory", type=Path, metavar="RUN")
     _add_place(figures)
+
+    report = _command(commands, "report", _report, "write one HTML page on one or several runs")
+    report.add_argument("directories", type=Path, nargs="+", metavar="RUN")
+    report.add_argument("--out", type=Path, metavar="FILE.html", help="the page (report.html in the first run)")
+    _add_place(report)
 
     data = _command(commands, "data", _data, "list data sets, fetch one, or draw its sequences")
     data.add_argument("action", choices=("list", "fetch", "show"))

@@ -13,7 +13,7 @@ from ppl_tvae.runs import Run
 
 # What must be the same for two numbers to measure the same thing.
 _CONDITIONS = ("likelihood", "data", "split", "num_timesteps", "unit")
-_ON_OWN_DATA = ("sandwich-lower", "sandwich-upper")  # each run's own simulations: nothing to pair
+ON_OWN_DATA = ("sandwich-lower", "sandwich-upper")  # each run's own simulations: nothing to pair
 
 
 class Entry(NamedTuple):
@@ -151,7 +151,7 @@ def _entry(record: dict[str, Any]) -> Entry:
 
 def _difference(record: dict[str, Any], base: dict[str, Any]) -> Entry | None:
     """Record minus base over the sequences that both have, which are the first ones of a fixed order."""
-    if record["estimator"] in _ON_OWN_DATA:
+    if record["estimator"] in ON_OWN_DATA:
         return None
     both = min(record["num_sequences"], base["num_sequences"])
     if both < 2:

@@ -92,7 +92,7 @@ def test_readme_runs_from_top_to_bottom(newcomers_folder, small_api, capsys):
             for arguments in command_lines(content):
                 assert cli.main(shrunk(arguments)) == 0, (arguments, capsys.readouterr().err)
                 executed.append(arguments[0])
-    assert {"python", "train", "evaluate", "figures", "data", "new", "diagnose", "compare"} <= set(executed)
+    assert {"python", "train", "evaluate", "figures", "data", "new", "diagnose", "compare", "report"} <= set(executed)
     for written in (
         "sheet.png",
         "runs/tvae/figures/reconstructions.png",
@@ -140,7 +140,7 @@ def test_names_after_an_option_are_in_its_catalogue(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_options_exist(document):
-    documented = ("train", "new", "check", "evaluate", "diagnose", "compare", "figures", "data")
+    documented = ("train", "new", "check", "evaluate", "diagnose", "compare", "figures", "report", "data")
     known = {option for command in documented for option in _options_of(command)}
     lines = (line for line in document.read_text().splitlines() if "python -m benchmarks" not in line)
     mentioned = {option for line in lines for option in re.findall(r"`?(--[a-z][a-z-]+)", line)}

@@ -1,0 +1,190 @@
+"""One page on one or several runs: what was run and how to repeat it, what it is worth, pictures, warnings."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ppl_tvae import comparison
+from ppl_tvae.config import Experiment
+from ppl_tvae.diagnostics.charts import bounds_chart, training_curves
+from ppl_tvae.diagnostics.page import Code, Picture, Section, Table, Warning, page
+from ppl_tvae.errors import UserError
+from ppl_tvae.pictures import reconstruction_sheet, traversal_sheet
+from ppl_tvae.runs import Run, writing_to
+
+_PICTURES = {
+    "reconstructions.png": "Test sequences, and below each the mean of p(x | latents) at a draw from the guide.",
+    "traversals.png": "Test sequences; decoded from their own codes; and decoded from the first frame's code, rolled "
+    "one position per frame. Where capsules are equivariant, the third row of each follows the first.",
+}
+
+
+def write_report(
+    runs: Sequence[Run], path: Path | None = None, *, backend: str | None = None, device: str = "auto"
+) -> Path:
+    """Write the page, by default to report.html in the first run's directory, and return its path.
+
+    It shows what the runs hold; estimates and metrics that have not been made yet are named with the command that
+    makes them. Pictures that are missing are drawn. Raises UserError.
+    """
+    if not runs:
+        raise UserError("expected at least one run, found none; name a run directory")
+    path = path or runs[0].path / "report.html"
+    for run in runs:
+        for name, draw in (("reconstructions.png", reconstruction_sheet), ("traversals.png", traversal_sheet)):
+            if not (run.path / "figures" / name).exists():
+                draw(run, backend=backend, device=device)
+    names = ", ".join(run.path.name for run in runs)
+    sections = [_summary(runs), _training(runs), _estimates(runs), _equivariance(runs)]
+    sections += [_pictures(run) for run in runs] + [_repeat(run) for run in runs]
+    with writing_to(path):
+        path.write_text(page(f"ppl-tvae: {names}", sections), encoding="utf-8")
+    return path
+
+
+def _summary(runs: Sequence[Run]) -> Section:
+    header = ("run", "model", "guide", "prior", "likelihood", "data", "backend", "steps", "seed", "parameters")
+    rows = [[run.path.name, *_described(run)] for run in runs]
+    return Section("What was run", [Table("one row per run", header, rows, range(1, 7)), *_warnings(runs)])
+
+
+def _described(run: Run) -> list[str]:
+    experiment, steps = run.experiment, max((row["step"] for row in run.metrics()), default=0)
+    own = experiment.program_file
+    prior = " and ".join(dict.fromkeys(experiment.priors.values()))
+    count = sum(value.size for value in run.parameters().values())
+    return [
+        own.name if own else experiment.model,
+        "in the program" if own else experiment.guide,
+        "in the program" if own else prior,
+        experiment.likelihood,
+        Path(experiment.data).name,
+        experiment.backend,
+        f"{steps:.0f} of {experiment.steps}",
+        str(experiment.seed),
+        f"{count:,}",
+    ]
+
+
+def _warnings(runs: Sequence[Run]) -> list[Warning]:
+    found = []
+    for run in runs:
+        name, experiment = run.path.name, run.experiment
+        if experiment.likelihood == "bernoulli-grey":
+            found.append(
+                f"{name}: bernoulli-grey is a score of grey pixels, not a density; its figures are no log p(x)."
+            )
+        if max((row["step"] for row in run.metrics()), default=0) < experiment.steps:
+            found.append(f"{name}: training has not reached its last step.")
+        verdicts = {r["notes"]["verdict"] for r in run.evaluations() if "verdict" in r["notes"]}
+        found += [
+            f"{name}: importance weights are {words}." for words in sorted(verdicts) if not words.startswith("reliable")
+        ]
+    return [Warning(text) for text in found]
+
+
+def _training(runs: Sequence[Run]) -> Section:
+    rows = {run.path.name: run.metrics() for run in runs}
+    caption = (
+        "The bound that is trained, on training batches, averaged over each log interval, and the held-out ELBO that "
+        "chooses the best parameters. The first row, before training, is left out."
+    )
+    return Section("Training", [Picture(training_curves(rows), caption)])
+
+
+def _estimates(runs: Sequence[Run]) -> Section:
+    heading = "How likely held-out sequences are"
+    measured = [run for run in runs if run.evaluations()]
+    hints = [
+        f"No estimates in {run.path.name} yet: ppl-tvae evaluate {shlex.quote(str(run.path))}"
+        for run in runs
+        if run not in measured
+    ]
+    if not measured:
+        return Section(heading, hints)
+    try:
+        compared = comparison.compare(measured)
+    except UserError as error:
+        parts: list[Any] = [Warning(f"These runs are not ranked: {error}.")]
+        for run in measured:
+            parts += _compared(comparison.compare([run]))
+        return Section(heading, [*parts, *hints])
+    return Section(heading, [*_compared(compared), *hints])
+
+
+def _compared(compared: comparison.Comparison) -> list[Any]:
+    """A row per estimate, a column per run and per paired difference; and a chart of what all runs share."""
+    first, *others = compared.estimates
+    header = ["estimate", *compared.estimates, *(f"{other} minus {first}" for other in others)]
+    columns = [*compared.estimates.values(), *(compared.differences.get(other, {}) for other in others)]
+    names = list(dict.fromkeys(name for own in compared.estimates.values() for name in own))
+    rows = [[name, *(str(column[name]) if name in column else "-" for column in columns)] for name in names]
+    caption = compared.header + ("; differences are paired over the same sequences" if others else "")
+    of_test_data = {
+        run: {name: entry for name, entry in own.items() if not name.startswith(comparison.ON_OWN_DATA)}
+        for run, own in compared.estimates.items()
+    }
+    parts: list[Any] = [Table(caption, header, rows)]
+    if any(of_test_data.values()):
+        about = "The estimates on test data. Error bars are those of single runs; paired differences are narrower."
+        parts.append(Picture(bounds_chart(of_test_data), about))
+    return parts
+
+
+def _equivariance(runs: Sequence[Run]) -> Section:
+    parts: list[Any] = []
+    records = {run.path.name: run.diagnosis().get("equivariance", []) for run in runs}
+    meanings = {record["metric"]: record for own in records.values() for record in own}
+    if meanings:
+        rows = [
+            [
+                name.replace("_", " "),
+                *(_metric(own, name) for own in records.values()),
+                record["unit"],
+                record["meaning"],
+            ]
+            for name, record in meanings.items()
+        ]
+        text_columns = (len(runs) + 1, len(runs) + 2)
+        caption = "mean ± standard error over held-out sequences; lower is better in every row"
+        parts.append(Table(caption, ("metric", *records, "unit", "what it is"), rows, text_columns))
+        parts.append(
+            "An image error of the rolled code that is not clearly below that of the code not rolled and of random "
+            "rolls shows no equivariance, however low E_eq is."
+        )
+    parts += [
+        f"No diagnosis in {run.path.name} yet: ppl-tvae diagnose {shlex.quote(str(run.path))}"
+        for run in runs
+        if not run.diagnosis()
+    ]
+    return Section("Does the code roll while the image moves?", parts)
+
+
+def _metric(records: Sequence[Mapping[str, Any]], name: str) -> str:
+    for record in records:
+        if record["metric"] == name:
+            error = "" if record["standard_error"] is None else f" ± {record['standard_error']:.2g}"
+            return f"{record['value']:.5g}{error}"
+    return "-"
+
+
+def _pictures(run: Run) -> Section:
+    folder = run.path / "figures"
+    shown = [
+        Picture((folder / name).read_bytes(), caption)
+        for name, caption in _PICTURES.items()
+        if (folder / name).exists()
+    ]
+    return Section(f"Pictures: {run.path.name}", shown)
+
+
+def _repeat(run: Run) -> Section:
+    settings = [
+        f"{setting.name} = {value!r}"
+        for setting in fields(Experiment)
+        if (value := getattr(run.experiment, setting.name)) not in (None, "")
+    ]
+    command = f"ppl-tvae train --config {shlex.quote(str(run.path / 'config.toml'))} --out runs/again"
+    return Section(f"How to repeat {run.path.name}", [Code(command), Code("\n".join(settings))])

@@ -1,0 +1,105 @@
+"""The report: one page that needs nothing else, with what the runs hold and nothing that they do not."""
+
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from ppl_tvae import cli, evaluate, train
+from ppl_tvae.diagnosis import diagnose
+from ppl_tvae.diagnostics.page import Picture, Section, Table, page
+from ppl_tvae.report import write_report
+from tests.small_runs import small_training
+
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), ""
+)
+CHECK = """<script>addEventListener("load", () => { document.title = "images " +
+  [...document.images].filter(image => image.naturalWidth > 0).length + ", tables " +
+  [...document.querySelectorAll("table")].filter(table => table.offsetHeight > 0).length + ", wide " +
+  (document.documentElement.scrollWidth > innerWidth); });</script>"""
+
+
+class Tags(HTMLParser):
+    """Counts of tags, and every attribute that could fetch something."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.counts, self.sources, self.text = {}, [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.counts[tag] = self.counts.get(tag, 0) + 1
+        self.sources += [value for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    runs = [train(small_training(folder, "pyro", model=model), folder / model, quiet=True) for model in ("tvae", "vae")]
+    for run in runs:
+        evaluate(run, particles=(1, 30), max_sequences=4, quiet=True)
+        diagnose(run, num_sequences=2, num_draws=30, metric_sequences=4, quiet=True)
+    return runs
+
+
+def test_page_holds_tables_pictures_and_how_to_repeat(runs):
+    path = write_report(runs)
+    tags = Tags(path.read_text())
+    assert path == runs[0].path / "report.html"
+    assert tags.counts["table"] == 3
+    assert tags.counts["img"] == 2 + 2 * 2
+    for words in ("iwae-30", "vae minus tvae", "centred equivariance error", "likelihood bernoulli", "config.toml"):
+        assert words in tags.text
+    value = f"{runs[0].evaluations()[0]['value']:.2f}"
+    assert value in tags.text
+
+
+def test_page_fetches_nothing(runs):
+    tags = Tags(write_report(runs).read_text())
+    assert all(source.startswith("data:image/png;base64,") for source in tags.sources)
+    assert not {"script", "link", "iframe", "object"} & tags.counts.keys()
+    assert not re.search(r"url\(|@import", write_report(runs).read_text())
+
+
+def test_what_is_missing_is_named_with_its_command(tmp_path, capsys):
+    run = train(small_training(tmp_path, "pyro"), tmp_path / "bare run", quiet=True)
+    assert cli.main(["report", str(run.path), "--out", str(tmp_path / "page.html")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "page.html")
+    text = Tags((tmp_path / "page.html").read_text()).text
+    assert f"ppl-tvae evaluate '{run.path}'" in text
+    assert f"ppl-tvae diagnose '{run.path}'" in text
+
+
+def test_runs_that_measure_different_things_are_not_ranked(runs, tmp_path):
+    grey = train(small_training(tmp_path, "pyro", likelihood="bernoulli-grey"), tmp_path / "grey", quiet=True)
+    evaluate(grey, particles=(1,), max_sequences=4, quiet=True)
+    text = Tags(write_report([runs[0], grey], tmp_path / "page.html").read_text()).text
+    assert "These runs are not ranked" in text
+    assert "grey minus" not in text
+    assert "a score of grey pixels, not a density" in text
+
+
+def test_text_is_escaped():
+    parts = [Table("<b>", ["<i>"], [["<script>alert(1)</script>"]]), Picture(b"x", '"><script>'), "<script>"]
+    assert "<script>" not in page("<title>", [Section("<h2>", parts)])
+
+
+@pytest.mark.skipif(not BROWSER, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1100, 390])
+def test_a_browser_shows_it(runs, width, tmp_path):
+    path = tmp_path / "page.html"
+    path.write_text(write_report(runs).read_text().replace("</body>", CHECK + "</body>"))
+    options = [
+        "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+        "--disable-component-update", "--disable-sync", "--enable-logging=stderr",
+        f"--user-data-dir={tmp_path}/browser", f"--window-size={width},900", "--virtual-time-budget=3000", "--dump-dom",
+    ]  # fmt: skip
+    done = subprocess.run([BROWSER, *options, path.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "<title>images 6, tables 3, wide false</title>" in done.stdout
+    assert "CONSOLE" not in done.stderr
