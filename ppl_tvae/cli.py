@@ -233,7 +233,7 @@ def _diagnose(options: argparse.Namespace) -> None:
         print("  equivariance: not measured, the program has no site t of event shape (S, C, D) with S and D above 1")
     for record in found["equivariance"]:
         error = "unknown" if record["standard_error"] is None else f"{record['standard_error']:.3g}"
-        print(f"  {record['metric']:28} {record['value']:10.5g} +- {error:8}  {record['unit']}: {record['meaning']}")
+        print(f"  {record['metric']:35} {record['value']:10.5g} +- {error:8}  {record['unit']}: {record['meaning']}")
 
 
 def _figures(options: argparse.Namespace) -> None:

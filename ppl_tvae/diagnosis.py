@@ -132,9 +132,9 @@ def equivariance_metrics(
 
     A record for each metric: metric, value and standard_error over sequences, unit, and what it is in words. Errors in
     image space are squared differences from the frames as observed, averaged over pixels and over all frames but the
-    first: of the first frame's code rolled on to each later frame, and as a scale of the same code not rolled, rolled
-    by random amounts, and of the code that the guide finds for each frame. Empty for a program without a site t of
-    event shape (S, C, D). Raises UserError.
+    first: of the first frame's code rolled on to each later frame, and as a scale of the same code not rolled (and the
+    paired difference), rolled by random amounts, and of the code that the guide finds for each frame. Empty for a
+    program without a site t of event shape (S, C, D). Raises UserError.
     """
     _check(num_sequences, 1, split, seed)
     data = data_of(run.experiment)
@@ -172,6 +172,7 @@ EQUIVARIANCE = {
     "centred_equivariance_error": ("L1, summed", "E_eq after each capsule's mean is taken away; low only if it rolls"),
     "image_error_rolled": (_IMAGE, "frames decoded from the first frame's code, rolled"),
     "image_error_not_rolled": (_IMAGE, "the same, not rolled"),
+    "image_error_rolled_minus_not_rolled": (_IMAGE, "their paired difference: below zero where rolling helps"),
     "image_error_random_roll": (_IMAGE, "the same, rolled by random amounts"),
     "image_error_reconstruction": (_IMAGE, "frames decoded from their own code"),
 }
@@ -184,10 +185,12 @@ def _of_a_batch(ready: Any, t: np.ndarray, frames: np.ndarray, rng: np.random.Ge
     random = np.take_along_axis(still, places[:, :, None], axis=3)
     codes = {"rolled": equivariance.rolled_from(t, 0), "not_rolled": still, "random_roll": random, "reconstruction": t}
     errors = {f"image_error_{name}": (ready.decode(code) - frames)[:, 1:] ** 2 for name, code in codes.items()}
+    image = {name: error.mean(axis=(1, 2, 3, 4)) for name, error in errors.items()}
     return {
         "equivariance_error": equivariance.equivariance_error(t),
         "centred_equivariance_error": equivariance.equivariance_error(t, centred=True),
-        **{name: error.mean(axis=(1, 2, 3, 4)) for name, error in errors.items()},
+        "image_error_rolled_minus_not_rolled": image["image_error_rolled"] - image["image_error_not_rolled"],
+        **image,
     }
 
 
