@@ -218,6 +218,7 @@ def _diagnose(options: argparse.Namespace) -> None:
         num_sequences=options.sequences,
         num_draws=options.draws,
         metric_sequences=options.max_sequences,
+        simulated_sequences=options.simulated,
         split=options.split,
         seed=options.seed,
         backend=options.backend,
@@ -229,6 +230,8 @@ def _diagnose(options: argparse.Namespace) -> None:
     posterior = found["posterior"]
     print(f"{run.path / 'posterior.nc'}: {posterior['num_draws']} draws for {posterior['num_sequences']} sequences")
     print(f"  guide: {posterior['verdict']}")
+    for name, judged in found["calibration"].items():
+        print(f"  calibration of {name} on {options.simulated} simulated sequences: {judged['verdict']}")
     if not found["equivariance"]:
         print("  equivariance: not measured, the program has no site t of event shape (S, C, D) with S and D above 1")
     for record in found["equivariance"]:
@@ -354,6 +357,7 @@ def _parser() -> argparse.ArgumentParser:
     diagnose.add_argument(
         "--max-sequences", type=int, default=200, metavar="N", help="of the metrics: the first N (200)"
     )
+    diagnose.add_argument("--simulated", type=int, default=64, metavar="N", help="sequences, for calibration (64)")
     diagnose.add_argument("--split", default="test", help="train, validation or test")
     diagnose.add_argument("--seed", type=int, default=0, help="seed of the draws")
     _add_place(diagnose)

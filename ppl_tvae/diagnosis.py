@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ppl_tvae.config import check_seed
 from ppl_tvae.data import SPLITS, Plan
-from ppl_tvae.diagnostics import equivariance
+from ppl_tvae.diagnostics import calibration, equivariance
 from ppl_tvae.diagnostics.datatree import datatree
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.inference import bounds, reliability
@@ -86,6 +86,7 @@ def diagnose(
     num_sequences: int = 8,
     num_draws: int = 100,
     metric_sequences: int = 200,
+    simulated_sequences: int = 64,
     split: str = "test",
     seed: int = 0,
     backend: str | None = None,
@@ -95,13 +96,16 @@ def diagnose(
     """What `ppl-tvae diagnose` does: writes posterior.nc (`to_datatree`) and diagnosis.json, and returns the latter.
 
     Keys: posterior (the settings of the tree, k-hat and effective sample size of each of its sequences, a verdict),
-    equivariance (records of `equivariance_metrics`, or the reason why there are none). Raises UserError.
+    calibration (for each quantity the `calibration_ranks` and a verdict), equivariance (`equivariance_metrics`).
+    Raises UserError.
     """
     place: dict[str, Any] = {"split": split, "seed": seed, "backend": backend, "device": device}
     tree = to_datatree(run, num_sequences=num_sequences, num_draws=num_draws, **place)
     save_datatree(run, tree)
     stats = tree["sample_stats"].to_dataset()
     khats, sizes = stats["khat"].values, stats["effective_sample_size"].values
+    own: dict[str, Any] = {"seed": seed, "backend": backend, "device": device, "quiet": quiet}
+    ranks = calibration_ranks(run, num_sequences=simulated_sequences, **own)
     found = {
         "posterior": {
             "num_sequences": len(khats),
@@ -111,6 +115,10 @@ def diagnose(
             "khat": [round(float(value), 3) if np.isfinite(value) else None for value in khats],
             "effective_sample_size": [round(float(value), 2) for value in sizes],
             "verdict": reliability.verdict(khats, sizes, num_draws),
+        },
+        "calibration": {
+            name: {"verdict": calibration.calibration(values).verdict, "ranks": [round(float(v), 4) for v in values]}
+            for name, values in ranks.items()
         },
         "equivariance": equivariance_metrics(run, num_sequences=metric_sequences, quiet=quiet, **place),
     }
@@ -164,6 +172,48 @@ def equivariance_metrics(
             }
         )
     return records
+
+
+def calibration_ranks(
+    run: Run,
+    *,
+    num_sequences: int = 64,
+    num_draws: int = 63,
+    seed: int = 0,
+    backend: str | None = None,
+    device: str = "auto",
+    quiet: bool = False,
+) -> dict[str, np.ndarray]:
+    """Ranks in (0, 1) of the truth among draws of the guide, on sequences simulated from the model, (num_sequences,).
+
+    Of one random cell of each site, another one for each sequence, so that ranks are independent; and of
+    log p(x | latents), which hangs on all of them (Modrak et al. 2023, arXiv 2211.02383). `diagnostics.calibration`
+    judges them. Raises UserError.
+    """
+    _check(num_sequences, num_draws, "test", seed)
+    data = data_of(run.experiment)
+    with evaluator(run, data, backend, device, seed) as ready:
+        plan = data.plan("train", 1)
+        return simulated_ranks(ready, plan, num_sequences, num_draws, seed, quiet)
+
+
+def simulated_ranks(
+    ready: Any, plan: Plan, num_sequences: int, num_draws: int, seed: int, quiet: bool = False
+) -> dict[str, np.ndarray]:
+    """As `calibration_ranks`, of an evaluator; of the plan only the shape of its frames counts."""
+    rng, ranks = np.random.default_rng(seed), dict[str, list[np.ndarray]]()
+    batch = Plan(*(np.repeat(field[:1], _SEQUENCES_PER_BATCH, axis=0) for field in plan))
+    batches = range(-(-num_sequences // _SEQUENCES_PER_BATCH))
+    for index in tqdm(batches, desc="calibration", disable=True if quiet else None):
+        truth, draws = ready.simulated(batch, index, num_draws)
+        for name in draws.sites:
+            values, drawn = (each.sites[name].reshape(*each.sites[name].shape[:2], -1) for each in (truth, draws))
+            cell = rng.integers(values.shape[2], size=(1, _SEQUENCES_PER_BATCH, 1))
+            one, several = (np.take_along_axis(each, cell, axis=2)[..., 0] for each in (values, drawn))
+            ranks.setdefault(name, []).append(calibration.normalised_ranks(one[0], several, rng))
+        likelihoods = calibration.normalised_ranks(truth.log_likelihood[0], draws.log_likelihood, rng)
+        ranks.setdefault("log p(x | latents)", []).append(likelihoods)
+    return {name: np.concatenate(parts)[:num_sequences] for name, parts in ranks.items()}
 
 
 _IMAGE = "squared error per pixel"

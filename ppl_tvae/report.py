@@ -6,9 +6,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ppl_tvae import comparison
 from ppl_tvae.config import Experiment
-from ppl_tvae.diagnostics.charts import bounds_chart, training_curves
+from ppl_tvae.diagnostics.calibration import PROBABILITY, calibration
+from ppl_tvae.diagnostics.charts import bounds_chart, calibration_chart, training_curves
 from ppl_tvae.diagnostics.page import Code, Picture, Section, Table, Warning, page
 from ppl_tvae.errors import UserError
 from ppl_tvae.pictures import reconstruction_sheet, traversal_sheet
@@ -38,6 +41,7 @@ def write_report(
                 draw(run, backend=backend, device=device)
     names = ", ".join(run.path.name for run in runs)
     sections = [_summary(runs), _training(runs), _estimates(runs), _equivariance(runs)]
+    sections += [_calibration(run) for run in runs if run.diagnosis().get("calibration")]
     sections += [_pictures(run) for run in runs] + [_repeat(run) for run in runs]
     with writing_to(path):
         path.write_text(page(f"ppl-tvae: {names}", sections), encoding="utf-8")
@@ -80,7 +84,7 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
             found.append(f"{name}: training has not reached its last step.")
         verdicts = {r["notes"]["verdict"] for r in run.evaluations() if "verdict" in r["notes"]}
         found += [
-            f"{name}: importance weights are {words}." for words in sorted(verdicts) if not words.startswith("reliable")
+            f"{name}, importance weights: {words}." for words in sorted(verdicts) if not words.startswith("reliable")
         ]
     return [Warning(text) for text in found]
 
@@ -168,6 +172,19 @@ def _metric(records: Sequence[Mapping[str, Any]], name: str) -> str:
             error = "" if record["standard_error"] is None else f" ± {record['standard_error']:.2g}"
             return f"{record['value']:.5g}{error}"
     return "-"
+
+
+def _calibration(run: Run) -> Section:
+    found = run.diagnosis()["calibration"]
+    judged = {name: calibration(np.asarray(own["ranks"])) for name, own in found.items()}
+    count = len(next(iter(found.values()))["ranks"])
+    caption = (
+        f"Simulation-based calibration on {count} sequences drawn from the model: the true value's rank among draws of "
+        f"the guide. A calibrated guide stays in the grey band ({PROBABILITY:.0%}, simultaneous)."
+    )
+    rows = [[name, each.verdict] for name, each in judged.items()]
+    table = Table("one random cell of each site, and the log-likelihood", ("quantity", "verdict"), rows, (1,))
+    return Section(f"Is the guide calibrated? {run.path.name}", [Picture(calibration_chart(judged), caption), table])
 
 
 def _pictures(run: Run) -> Section:

@@ -105,12 +105,32 @@ def test_draws_follow_from_the_seed(run):
 
 
 def test_command(run, capsys):
-    assert cli.main(["diagnose", str(run.path), "--draws", "30", "--sequences", "2", "--max-sequences", "6"]) == 0
+    assert (
+        cli.main(
+            ["diagnose", str(run.path), "--draws", "30", "--sequences", "2", "--max-sequences", "6", "--simulated", "8"]
+        )
+        == 0
+    )
     printed = capsys.readouterr().out
     assert "posterior.nc: 30 draws for 2 sequences" in printed
+    assert "calibration of u on 8 simulated sequences" in printed
     assert all(name in printed for name in EQUIVARIANCE)
     assert (
-        cli.main(["diagnose", str(run.path), "--draws", "30", "--sequences", "2", "--max-sequences", "6", "--json"])
+        cli.main(
+            [
+                "diagnose",
+                str(run.path),
+                "--draws",
+                "30",
+                "--sequences",
+                "2",
+                "--max-sequences",
+                "6",
+                "--simulated",
+                "8",
+                "--json",
+            ]
+        )
         == 0
     )
     assert json.loads(capsys.readouterr().out) == run.diagnosis()
@@ -148,7 +168,7 @@ def test_a_program_without_capsules_has_draws_but_no_equivariance(tmp_path):
     )
     settings = {"model": str(path), "num_capsules": None, "capsule_dim": None, "hidden": Experiment().hidden}
     run = train(small_training(tmp_path, "numpyro", **settings), tmp_path / "run", quiet=True)
-    found = diagnose(run, num_sequences=2, num_draws=30, metric_sequences=4, quiet=True)
+    found = diagnose(run, num_sequences=2, num_draws=30, metric_sequences=4, simulated_sequences=8, quiet=True)
     assert found["equivariance"] == []
     tree = xr.open_datatree(run.path / "posterior.nc", engine="h5netcdf")
     assert tree["posterior"]["a"].dims == ("chain", "draw", "sequence", "a_dim_0")

@@ -47,7 +47,7 @@ def shrunk(arguments):
     if command == "data":
         return [*arguments, "--sequences", "2"]
     if command == "diagnose":
-        return [*arguments, "--draws", "2", "--sequences", "2", "--max-sequences", "2"]
+        return [*arguments, "--draws", "2", "--sequences", "2", "--max-sequences", "2", "--simulated", "8"]
     if command != "train":
         return arguments
     if "--resume" in arguments:

@@ -44,7 +44,7 @@ def runs(tmp_path_factory):
     runs = [train(small_training(folder, "pyro", model=model), folder / model, quiet=True) for model in ("tvae", "vae")]
     for run in runs:
         evaluate(run, particles=(1, 30), max_sequences=4, quiet=True)
-        diagnose(run, num_sequences=2, num_draws=30, metric_sequences=4, quiet=True)
+        diagnose(run, num_sequences=2, num_draws=30, metric_sequences=4, simulated_sequences=16, quiet=True)
     return runs
 
 
@@ -52,8 +52,8 @@ def test_page_holds_tables_pictures_and_how_to_repeat(runs):
     path = write_report(runs)
     tags = Tags(path.read_text())
     assert path == runs[0].path / "report.html"
-    assert tags.counts["table"] == 3
-    assert tags.counts["img"] == 2 + 2 * 2
+    assert tags.counts["table"] == 3 + 2
+    assert tags.counts["img"] == 2 + 2 * 3
     for words in ("iwae-30", "vae minus tvae", "centred equivariance error", "likelihood bernoulli", "config.toml"):
         assert words in tags.text
     value = f"{runs[0].evaluations()[0]['value']:.2f}"
@@ -101,5 +101,5 @@ def test_a_browser_shows_it(runs, width, tmp_path):
         f"--user-data-dir={tmp_path}/browser", f"--window-size={width},900", "--virtual-time-budget=3000", "--dump-dom",
     ]  # fmt: skip
     done = subprocess.run([BROWSER, *options, path.as_uri()], capture_output=True, text=True, timeout=120)
-    assert "<title>images 6, tables 3, wide false</title>" in done.stdout
+    assert "<title>images 8, tables 5, wide false</title>" in done.stdout
     assert "CONSOLE" not in done.stderr

@@ -98,7 +98,12 @@ def test_one_edited_line_goes_through_the_whole_chain(backend, tmp_path, capsys,
     assert cli.main(small_arguments(tmp_path, backend, "plain", **(own | {"model": "plain.py"}))) == 0
     for run in ("edited", "plain"):
         assert cli.main(["evaluate", run, "--particles", "1,5", "--max-sequences", "4"]) == 0
-    assert cli.main(["diagnose", "edited", "--draws", "25", "--sequences", "2", "--max-sequences", "4"]) == 0
+    assert (
+        cli.main(
+            ["diagnose", "edited", "--draws", "25", "--sequences", "2", "--max-sequences", "4", "--simulated", "8"]
+        )
+        == 0
+    )
     assert cli.main(["figures", "edited"]) == 0
     capsys.readouterr()
     assert cli.main(["compare", "edited", "plain"]) == 0

@@ -5,6 +5,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ppl_tvae.diagnostics.calibration import Calibration
+
 # Okabe & Ito's colours, darkest contrasts first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
@@ -42,10 +44,24 @@ def bounds_chart(entries: Mapping[str, Mapping[str, tuple[float, float]]]) -> by
         errors = [0.0 if math.isnan(error) else error for _, error in own.values()]
         axes.errorbar(values, places, xerr=errors, fmt="o", color=colour, capsize=3, markersize=5, label=run)
     axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel("nats per frame ± one standard error over sequences (right is better)")
     axes.grid(axis="y", visible=False)
     axes.legend(frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def calibration_chart(calibrations: Mapping[str, Calibration]) -> bytes:
+    """A PNG: for each quantity the distribution function of its ranks minus the uniform one, with the band."""
+    figure, axes = _axes(7.0, 3.2)
+    for (name, found), colour in zip(calibrations.items(), _colours(len(calibrations)), strict=True):
+        axes.fill_between(found.points, found.lower, found.upper, color="#999999", alpha=0.35 / len(calibrations))
+        axes.step(found.points, found.difference, where="post", color=colour, linewidth=1.5, label=name)
+    axes.axhline(0, color="#555555", linewidth=0.8)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("normalised rank of the truth among draws of the guide")
+    axes.set_ylabel("ECDF minus uniform")
+    axes.legend(frameon=False, fontsize=8, ncols=2)
     return _png(figure)
 
 

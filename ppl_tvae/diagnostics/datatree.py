@@ -44,11 +44,11 @@ def datatree(
     return xr.DataTree.from_dict(
         {
             "posterior": drawn(posterior.sites, dims),
-            "posterior_predictive": drawn({"x": posterior.frames.astype(observed.dtype)}, frames),
+            "posterior_predictive": drawn({"x": posterior.frames}, frames),
             "log_likelihood": drawn({"x": posterior.log_likelihood}, of_sequences),
             "sample_stats": stats,
             "prior": drawn(prior.sites, dims),
-            "prior_predictive": drawn({"x": prior.frames.astype(observed.dtype)}, frames),
+            "prior_predictive": drawn({"x": prior.frames}, frames),
             "observed_data": named({"x": observed}, frames, ()),
         }
     )

@@ -20,7 +20,7 @@ th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid var(--line); text-ali
   white-space: nowrap; }
 th:first-child, td:first-child, .text { text-align: left; }
 td.text { white-space: normal; min-width: 6rem; }
-caption { text-align: left; padding-bottom: 0.3rem; }
+.caption { margin-bottom: 0.3rem; }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
 figure { margin: 1rem 0; } figcaption { font-size: 0.9rem; }
 pre { background: var(--soft); padding: 0.7rem; overflow-x: auto; border-radius: 4px; font-size: 0.85rem; }
@@ -100,7 +100,7 @@ def _table(table: Table) -> str:
     )
     rows = "\n".join("<tr>" + "".join(_cell(table, *cell) for cell in enumerate(row)) + "</tr>" for row in table.rows)
     return (
-        f'<div class="scroll"><table><caption>{escape(table.caption)}</caption>\n<thead><tr>{head}</tr></thead>\n'
+        f'<p class="caption">{escape(table.caption)}</p>\n<div class="scroll"><table>\n<thead><tr>{head}</tr></thead>\n'
         f"<tbody>\n{rows}\n</tbody></table></div>"
     )
 

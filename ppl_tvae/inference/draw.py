@@ -9,7 +9,7 @@ class Draw(NamedTuple):
     sites: values of the latents and of what the model computes from them (its deterministic sites), by name, each
     (batch, ...). mean: E[x | latents], and frames: x ~ p(x | latents), shaped as the frames. log_likelihood:
     log p(x | latents) at the observed frames, and log_weights: log p(x, latents) - log q(latents | x), (batch,), nats
-    per sequence. A draw from the prior has no weights.
+    per sequence. A draw from the prior has no weights, and the log-likelihood of its own frames.
     """
 
     sites: dict[str, Any]

@@ -104,9 +104,17 @@ class Evaluator:
         frames = jnp.zeros((len(values), *self._frame_shape), self._precision)
         return np.asarray(self._samplers[key](self._parameters, given, frames))
 
+    def simulated(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> tuple[Draw, Draw]:
+        """A draw from the model (1, batch, ...), and draws from the guide given its frames (num_draws, batch, ...)."""
+        truth = self.prior(plan, batch_index)
+        key = jax.random.fold_in(self._key(batch_index), 1)
+        return truth, self._drawn(self._posterior_draw, jnp.asarray(truth.frames[0]), key, num_draws)
+
     def _draws(self, draw: Any, plan: Any, batch_index: int, num_draws: int) -> Draw:
-        frames = self._render(self._tables, to_device(plan))
-        keys = jax.random.split(self._key(batch_index), num_draws)
+        return self._drawn(draw, self._render(self._tables, to_device(plan)), self._key(batch_index), num_draws)
+
+    def _drawn(self, draw: Any, frames: jax.Array, rng_key: jax.Array, num_draws: int) -> Draw:
+        keys = jax.random.split(rng_key, num_draws)
         drawn = [jax.tree.map(np.asarray, draw(self._parameters, key, frames)) for key in keys]
         return jax.tree.map(lambda *values: np.stack(values), *drawn)
 

@@ -43,7 +43,9 @@ def prior_draw(program: Program) -> Callable[[Parameters, jax.Array, jax.Array],
     @jax.jit
     def draw(parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Draw:
         key_latents, key_frames = jax.random.split(rng_key)
-        return _draw(_model_trace(program, parameters, key_latents, frames), key_frames)
+        sites = _model_trace(program, parameters, key_latents, frames)
+        drawn = _draw(sites, key_frames)
+        return drawn._replace(log_likelihood=log_prob(sites[OBSERVED] | {"value": drawn.frames, "intermediates": []}))
 
     return draw
 
@@ -79,7 +81,7 @@ def _draw(model_trace: Trace, rng_key: jax.Array) -> Draw:
     return Draw(
         {name: jnp.asarray(site["value"]) for name, site in kept.items()},
         observed["fn"].mean,
-        observed["fn"].sample(rng_key),
+        observed["fn"].sample(rng_key).astype(observed["value"].dtype),
         log_prob(observed),
         None,
     )

@@ -105,9 +105,17 @@ class Evaluator:
         frames = self._like.new_zeros(len(values), *self._like.shape[1:])
         return decoding(self._program, site)(self._parameters, given, frames).numpy(force=True)
 
+    def simulated(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> tuple[Draw, Draw]:
+        """A draw from the model (1, batch, ...), and draws from the guide given its frames (num_draws, batch, ...)."""
+        truth = self.prior(plan, batch_index)
+        return truth, self._drawn(self._posterior_draw, torch.as_tensor(truth.frames[0]).to(self._like), num_draws)
+
     def _draws(self, draw: Any, plan: Any, batch_index: int, num_draws: int) -> Draw:
         frames = self._render(self._tables, to_device(plan))
         self._set_noise(batch_index)
+        return self._drawn(draw, frames, num_draws)
+
+    def _drawn(self, draw: Any, frames: Tensor, num_draws: int) -> Draw:
         drawn = [tree_map(_as_numpy, draw(self._parameters, frames)) for _ in range(num_draws)]
         return tree_map(lambda *values: None if values[0] is None else np.stack(values), *drawn)
 

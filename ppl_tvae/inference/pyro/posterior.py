@@ -44,7 +44,9 @@ def prior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
     @torch.no_grad()
     def draw(parameters: Parameters, frames: Tensor) -> Draw:
         with parameters_as(parameters):
-            return _draw(trace(program.model).get_trace(frames))
+            sites = trace(program.model).get_trace(frames)
+            drawn = _draw(sites)
+            return drawn._replace(log_likelihood=log_prob(sites.nodes[OBSERVED] | {"value": drawn.frames}))
 
     return draw
 
@@ -76,7 +78,7 @@ def _draw(model_trace: Trace) -> Draw:
     return Draw(
         {name: site["value"] for name, site in kept.items()},
         observed["fn"].mean,
-        observed["fn"].sample(),
+        observed["fn"].sample().to(observed["value"]),
         log_prob(observed),
         None,
     )

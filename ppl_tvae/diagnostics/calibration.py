@@ -1,0 +1,59 @@
+"""Is a guide calibrated? Ranks of the truth among its draws, on data simulated from the model.
+
+Simulation-based calibration (Talts, Betancourt, Simpson, Vehtari & Gelman 2018, arXiv 1804.06788): where latents come
+from the prior, data from the latents, and draws from the posterior of those data, the rank of the true value among the
+draws is uniform. A guide that is too narrow has too many extreme ranks, one that is too wide too few, a shifted one
+leans to a side.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+PROBABILITY = 0.99  # of the simultaneous band: a calibrated quantity leaves it once in a hundred times
+_SIMULATIONS = 1000
+
+
+class Calibration(NamedTuple):
+    """The empirical distribution function of the ranks against the uniform one.
+
+    points: in (0, 1). difference: the function minus the uniform one there; lower and upper: its simultaneous band.
+    """
+
+    points: np.ndarray
+    difference: np.ndarray
+    lower: np.ndarray
+    upper: np.ndarray
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the function stays within the band."""
+        return bool(((self.difference >= self.lower) & (self.difference <= self.upper)).all())
+
+    @property
+    def verdict(self) -> str:
+        """In words: within the band, or how the guide seems to be off."""
+        if self.calibrated:
+            return f"within the {PROBABILITY:.0%} band"
+        left, right = self.difference[self.points < 0.5], self.difference[self.points >= 0.5]
+        if left.max() > self.upper.max() / 2 and right.min() < self.lower.min() / 2:
+            return "too narrow: the truth lies in the tails of the draws too often"
+        if left.min() < self.lower.min() / 2 and right.max() > self.upper.max() / 2:
+            return "too wide: the truth lies in the middle of the draws too often"
+        below = abs(self.difference.max()) > abs(self.difference.min())
+        return f"shifted: the truth lies {'below' if below else 'above'} the draws too often"
+
+
+def normalised_ranks(truth: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Ranks of truth (N,) among draws (L, N), as uniform values in (0, 1), (N,); ties are broken at random."""
+    below, equal = (draws < truth).sum(axis=0), (draws == truth).sum(axis=0)
+    rank = below + rng.integers(equal + 1)
+    return (rank + rng.random(len(truth))) / (len(draws) + 1)
+
+
+def calibration(ranks: np.ndarray) -> Calibration:
+    """The distribution function of ranks in (0, 1), independent of each other, with its band (through arviz-stats)."""
+    from arviz_stats.ecdf_utils import ecdf_pit
+
+    points, function, lower, upper = ecdf_pit(ranks, PROBABILITY, _SIMULATIONS)
+    return Calibration(points, function - points, lower - points, upper - points)
