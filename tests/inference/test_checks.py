@@ -1,4 +1,4 @@
-"""Ten invalid programs, each named in one sentence; and that the valid ones pass. Both hosts."""
+"""Thirteen invalid programs, each named in one sentence; and that the valid ones pass. Both hosts."""
 
 import jax.numpy as jnp
 import numpyro
@@ -29,8 +29,14 @@ def program(host, mistake=None):
     def model(frames):
         if mistake == "global":
             ppl.sample("theta", dist.Normal(xp.zeros(()), 1.0))
+        if mistake == "clash":
+            ppl.param("weight", xp.zeros(2))
+        if mistake == "borrowed":
+            ppl.param("z", xp.zeros(2))
         with ppl.plate("batch" if mistake == "plate" else "sequences", frames.shape[0]):
             z = ppl.sample("z", dist.LogNormal(xp.zeros(2), 1.0).to_event(1) if mistake == "cover" else normal())
+            if mistake == "twice":
+                ppl.sample("z", normal())
             if mistake == "unguided":
                 ppl.sample("w", normal())
             loc = xp.zeros(SHAPE[1:]) + z.mean(-1).reshape(-1, 1, 1, 1, 1)
@@ -42,6 +48,8 @@ def program(host, mistake=None):
     def guide(frames):
         if mistake == "global":
             ppl.sample("theta", dist.Normal(xp.zeros(()), 1.0))
+        if mistake == "clash":
+            ppl.param("weight", xp.zeros(3))
         with ppl.plate("sequences", frames.shape[0]):
             ppl.sample("z", normal(size=3) if mistake == "sizes" else normal(0.5))
             if mistake == "unmodelled":
@@ -68,6 +76,9 @@ MISTAKES = {
     "shape": '\'?"?x"? to have the shape of the frames',
     "support": 'within the support of site "x".*values outside',
     "finite": "a finite log-probability at site 'x' of the model",
+    "clash": r"'weight' to be one in model and guide, found shape \(2,\) in the model and \(3,\) in the guide",
+    "twice": "a name of its own for each site and parameter of the model, found: .*z",
+    "borrowed": "a name of its own for each site and parameter.* found.*z",
     "cover": "cover the prior of site 'z'",
 }
 

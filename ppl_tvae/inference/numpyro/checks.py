@@ -24,8 +24,8 @@ from ppl_tvae.program import Program
 def check_program(program: Program, frames: jax.Array) -> None:
     """Raises UserError if inference cannot work on the program, or would do so wrongly, on frames (batch, ...)."""
     keys = jax.random.split(jax.random.key(0))
-    guide_trace = trace(seed(program.guide, keys[0])).get_trace(frames)
-    prior_trace = trace(seed(program.model, keys[1])).get_trace(frames)
+    guide_trace = _traced("guide", seed(program.guide, keys[0]), frames)
+    prior_trace = _traced("model", seed(program.model, keys[1]), frames)
     _check_traces(guide_trace, prior_trace, frames)
 
 
@@ -51,7 +51,19 @@ def graph(program: Program, frames: jax.Array) -> Any:
     return numpyro.render_model(program.model, (frames,), render_distributions=True, render_params=True)
 
 
+def _traced(part: str, function: Any, frames: jax.Array) -> Trace:
+    try:
+        return trace(function).get_trace(frames)
+    except AssertionError as error:
+        if "unique names" not in str(error):
+            raise
+        raise UserError(
+            f"expected a name of its own for each site and parameter of the {part}, found: {error}"
+        ) from None
+
+
 def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array) -> None:
+    _check_names(guide_trace, prior_trace)
     _check_observed(prior_trace, frames)
     _check_latents(guide_trace, prior_trace)
     for part, sites in (("model", prior_trace), ("guide", guide_trace)):
@@ -59,6 +71,25 @@ def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array) -> 
             _check_log_prob(part, name, site, len(frames))
     for name, site in latent_sites(prior_trace).items():
         _check_cover(name, guide_trace[name], site)
+
+
+def _check_names(guide_trace: Trace, prior_trace: Trace) -> None:
+    """A parameter that model and guide share by name is one parameter, and no site may be named like one."""
+    shapes = [
+        {name: jax.tree.map(jnp.shape, site["value"]) for name, site in sites.items() if site["type"] == "param"}
+        for sites in (guide_trace, prior_trace)
+    ]
+    for name in shapes[0].keys() & shapes[1].keys():
+        if shapes[0][name] != shapes[1][name]:
+            raise UserError(
+                f"expected the parameter '{name}' to be one in model and guide, found shape {shapes[1][name]} in the "
+                f"model and {shapes[0][name]} in the guide; rename one"
+            )
+    random = latent_sites(guide_trace) | latent_sites(prior_trace) | observed_sites(prior_trace)
+    for name in random.keys() & (shapes[0] | shapes[1]).keys():
+        raise UserError(
+            f"expected a name of its own for each site and parameter, found '{name}' for both; rename the parameter"
+        )
 
 
 def _check_observed(sites: Trace, frames: jax.Array) -> None:

@@ -25,8 +25,8 @@ from ppl_tvae.program import Program
 def check_program(program: Program, frames: Tensor) -> None:
     """Raises UserError if inference cannot work on the program, or would do so wrongly, on frames (batch, ...)."""
     with pyro.get_param_store().scope(), torch.random.fork_rng(), torch.no_grad():
-        guide_trace = trace(program.guide).get_trace(frames)
-        prior_trace = trace(program.model).get_trace(frames)
+        guide_trace = _traced("guide", program.guide, frames)
+        prior_trace = _traced("model", program.model, frames)
         _check_traces(guide_trace, prior_trace, frames)
 
 
@@ -54,7 +54,20 @@ def graph(program: Program, frames: Tensor) -> Any:
         )
 
 
+def _traced(part: str, function: Any, frames: Tensor) -> Trace:
+    try:
+        return trace(function).get_trace(frames)
+    except RuntimeError as error:
+        first_line = str(error).strip().splitlines()[0]
+        if "already in the trace" not in str(error) and "Multiple" not in first_line:
+            raise
+        raise UserError(
+            f"expected a name of its own for each site and parameter of the {part}, found: {first_line}"
+        ) from None
+
+
 def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: Tensor) -> None:
+    _check_names(guide_trace, prior_trace)
     _check_observed(prior_trace, frames)
     _check_latents(guide_trace, prior_trace)
     for part, sites in (("model", prior_trace), ("guide", guide_trace)):
@@ -62,6 +75,29 @@ def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: Tensor) -> Non
             _check_log_prob(part, name, site, len(frames))
     for name, site in latent_sites(prior_trace).items():
         _check_cover(name, guide_trace.nodes[name], site)
+
+
+def _check_names(guide_trace: Trace, prior_trace: Trace) -> None:
+    """A parameter that model and guide share by name is one parameter, and no site may be named like one."""
+    parameters = [
+        {name: site for name, site in sites.nodes.items() if site["type"] == "param"}
+        for sites in (guide_trace, prior_trace)
+    ]
+    for name in parameters[0].keys() & parameters[1].keys():
+        # The store hands the model what the guide has registered; what it would begin with itself is in the call.
+        _, initial, *_ = (*parameters[1][name]["args"], None)
+        own = initial() if callable(initial) else initial
+        found = tuple(parameters[0][name]["value"].shape)
+        if own is not None and tuple(own.shape) != found:
+            raise UserError(
+                f"expected the parameter '{name}' to be one in model and guide, found shape {tuple(own.shape)} in the "
+                f"model and {found} in the guide; rename one"
+            )
+    random = latent_sites(guide_trace) | latent_sites(prior_trace) | observed_sites(prior_trace)
+    for name in random.keys() & (parameters[0] | parameters[1]).keys():
+        raise UserError(
+            f"expected a name of its own for each site and parameter, found '{name}' for both; rename the parameter"
+        )
 
 
 def _check_observed(sites: Trace, frames: Tensor) -> None:
