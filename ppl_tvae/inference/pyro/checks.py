@@ -85,7 +85,8 @@ def _check_names(guide_trace: Trace, prior_trace: Trace) -> None:
     ]
     for name in parameters[0].keys() & parameters[1].keys():
         # The store hands the model what the guide has registered; what it would begin with itself is in the call.
-        _, initial, *_ = (*parameters[1][name]["args"], None)
+        arguments = parameters[1][name]["args"]  # of pyro.param: the name and, unless left out, the initial value
+        initial = arguments[1] if len(arguments) > 1 else None
         own = initial() if callable(initial) else initial
         found = tuple(parameters[0][name]["value"].shape)
         if own is not None and tuple(own.shape) != found:
