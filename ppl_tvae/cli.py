@@ -151,13 +151,15 @@ def _evaluate(options: argparse.Namespace) -> None:
     fit = {"steps": options.guide_steps, "learning_rate": options.guide_learning_rate}
     if options.guide is None and any(value is not None for value in fit.values()):
         raise UserError("expected --guide with --guide-steps or --guide-learning-rate, found none; name one")
+    fitted = {name: value for name, value in fit.items() if value is not None}
+    guide = None if options.guide is None else Unamortised(options.guide, **fitted)
 
     records = evaluate(
         open_run(options.directory),
         estimators=options.estimators,
         particles=options.particles,
         annealing=Annealing(**annealing),
-        guide=Unamortised(options.guide, **{k: v for k, v in fit.items() if v is not None}) if options.guide else None,
+        guide=guide,
         split=options.split,
         max_sequences=options.max_sequences,
         backend=options.backend,
@@ -350,7 +352,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--markdown", action="store_true", help="print a Markdown table")
     compare.add_argument("--csv", action="store_true", help="print comma-separated values")
 
-    diagnose = _command(commands, "diagnose", _diagnose, "draws as posterior.nc (ArviZ), k-hat, equivariance metrics")
+    diagnose = _command(commands, "diagnose", _diagnose, "draws as posterior.nc (ArviZ), calibration, equivariance")
     diagnose.add_argument("directory", type=Path, metavar="RUN")
     diagnose.add_argument("--sequences", type=int, default=8, metavar="N", help="sequences in posterior.nc (8)")
     diagnose.add_argument("--draws", type=int, default=100, metavar="N", help="draws for each of them (100)")

@@ -40,9 +40,8 @@ class Comparison(NamedTuple):
 
 def compare(runs: Sequence[Run]) -> Comparison:
     """The newest estimates of each run. Raises UserError where they do not measure the same thing."""
-    if len(names := [_name(run) for run in runs]) != len(set(names)):
-        raise UserError(f"expected runs of different names, found {', '.join(names)}; rename a directory")
-    records = {_name(run): _by_estimator(run) for run in runs}
+    check_names(runs)
+    records = {run.name: _by_estimator(run) for run in runs}
     first_name = next(iter(records))
     condition = _condition(records[first_name])
     for name, own in records.items():
@@ -59,9 +58,18 @@ def compare(runs: Sequence[Run]) -> Comparison:
     }
     paired = {name: {key: entry for key, entry in own.items() if entry} for name, own in differences.items()}
     verdicts = {
-        name: r["notes"]["verdict"] for name, own in records.items() for r in own.values() if "verdict" in r["notes"]
+        name: record["notes"]["verdict"]
+        for name, own in records.items()
+        for record in own.values()
+        if "verdict" in record["notes"] and "guide_name" not in record
     }
     return Comparison(_header(condition, records), estimates, paired, verdicts)
+
+
+def check_names(runs: Sequence[Run]) -> None:
+    """Raises UserError where runs could not be told apart by the names of their directories."""
+    if len(names := [run.name for run in runs]) != len(set(names)):
+        raise UserError(f"expected runs of different names, found {', '.join(names)}; rename a directory")
 
 
 def as_text(comparison: Comparison, markdown: bool = False) -> str:
@@ -110,12 +118,12 @@ def _by_estimator(run: Run) -> dict[str, dict[str, Any]]:
 
 
 def _label(record: dict[str, Any]) -> str:
-    """iwae-100, released-is-10, elbo, elbo-auto-normal, ais: what makes two records the same column."""
+    """iwae-100, released-is-10, elbo, elbo-auto-normal-500, ais: what makes two records the same column."""
     name = record["estimator"]
     if name in ("iwae", "released-is"):
         name += f"-{record['num_particles']}"
     if "guide_name" in record:
-        name += f"-{record['guide_name']}"
+        name += f"-{record['guide_name']}-{record['guide_steps']}"
     if "num_temperatures" in record:
         return f"{name}-{record['start']}-{record['num_temperatures']}x{record['num_chains']}"
     return name
@@ -173,7 +181,3 @@ def _table(corner: str, rows: dict[str, dict[str, Entry]], markdown: bool) -> st
         return "\n".join("  ".join(line).rstrip() for line in lines)
     ruled = [lines[0], ["-" * w if not i else "-" * (w - 1) + ":" for i, w in enumerate(widths)], *lines[1:]]
     return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
-
-
-def _name(run: Run) -> str:
-    return run.path.name

@@ -251,7 +251,7 @@ def _defaults_for(experiment: Experiment) -> dict[str, Any]:
 def _check_fit(given: Experiment, resolved: Experiment) -> None:
     """Settings that this model would not use are refused, not ignored."""
     meaningless = {
-        "vae": ("temporal_window", "spatial_width", "lattice", "lattice_weights", "mu", "mu_per", "prior_u"),
+        "vae": ("temporal_window", "spatial_width", "lattice", "lattice_weights", "mu", "mu_per", "epsilon", "prior_u"),
         "static": ("temporal_window",),
         "torus": ("temporal_window",),
     }.get(given.model, ())

@@ -1,4 +1,4 @@
-"""Looking into a trained run's posterior: its draws as an ArviZ DataTree, and whether capsules are equivariant."""
+"""Looking into a trained run's posterior: draws for ArviZ, calibration of the guide, equivariance of the capsules."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,7 +39,7 @@ def to_datatree(
     Groups, dimensions and coordinates: `ppl_tvae.diagnostics.datatree`. The whole tree is in memory: a draw of a
     sequence takes about half a megabyte at the default sizes. Raises UserError.
     """
-    _check(num_sequences, num_draws, split, seed)
+    _check({"num_sequences": num_sequences, "num_draws": num_draws}, split, seed)
     data = data_of(run.experiment)
     plan = data.plan(split, num_sequences)
     with evaluator(run, data, backend, device, seed) as ready:
@@ -93,12 +93,14 @@ def diagnose(
     device: str = "auto",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """What `ppl-tvae diagnose` does: writes posterior.nc (`to_datatree`) and diagnosis.json, and returns the latter.
+    """What `ppl-tvae diagnose` does: write posterior.nc (`to_datatree`) and diagnosis.json; returns the latter.
 
     Keys: posterior (the settings of the tree, k-hat and effective sample size of each of its sequences, a verdict),
     calibration (for each quantity the `calibration_ranks` and a verdict), equivariance (`equivariance_metrics`).
     Raises UserError.
     """
+    counts = {"num_sequences": num_sequences, "num_draws": num_draws, "metric_sequences": metric_sequences}
+    _check(counts | {"simulated_sequences": simulated_sequences}, split, seed)
     place: dict[str, Any] = {"split": split, "seed": seed, "backend": backend, "device": device}
     tree = to_datatree(run, num_sequences=num_sequences, num_draws=num_draws, **place)
     save_datatree(run, tree)
@@ -112,7 +114,10 @@ def diagnose(
             "num_draws": num_draws,
             "split": split,
             "seed": seed,
-            "khat": [round(float(value), 3) if np.isfinite(value) else None for value in khats],
+            "khat": [
+                None if np.isnan(value) else str(value) if np.isinf(value) else round(float(value), 3)
+                for value in khats
+            ],
             "effective_sample_size": [round(float(value), 2) for value in sizes],
             "verdict": reliability.verdict(khats, sizes, num_draws),
         },
@@ -144,7 +149,7 @@ def equivariance_metrics(
     paired difference), rolled by random amounts, and of the code that the guide finds for each frame. Empty for a
     program without a site t of event shape (S, C, D). Raises UserError.
     """
-    _check(num_sequences, 1, split, seed)
+    _check({"num_sequences": num_sequences}, split, seed)
     data = data_of(run.experiment)
     plan = data.plan(split, num_sequences)
     rows: dict[str, list[np.ndarray]] = {}
@@ -190,7 +195,7 @@ def calibration_ranks(
     log p(x | latents), which hangs on all of them (Modrak et al. 2023, arXiv 2211.02383). `diagnostics.calibration`
     judges them. Raises UserError.
     """
-    _check(num_sequences, num_draws, "test", seed)
+    _check({"simulated_sequences": num_sequences, "num_draws": num_draws}, "test", seed)
     data = data_of(run.experiment)
     with evaluator(run, data, backend, device, seed) as ready:
         plan = data.plan("train", 1)
@@ -244,10 +249,14 @@ def _of_a_batch(ready: Any, t: np.ndarray, frames: np.ndarray, rng: np.random.Ge
     }
 
 
-def _check(num_sequences: int, num_draws: int, split: str, seed: int) -> None:
-    for name, value in (("num_sequences", num_sequences), ("num_draws", num_draws)):
-        if value < 1:
-            raise UserError(f"expected {name} of at least 1, found {value}")
+# From fewer ranks there is no distribution function to judge.
+_AT_LEAST = {"simulated_sequences": 8}
+
+
+def _check(counts: dict[str, int], split: str, seed: int) -> None:
+    for name, value in counts.items():
+        if value < (least := _AT_LEAST.get(name, 1)):
+            raise UserError(f"expected {name} of at least {least}, found {value}")
     if split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     check_seed(seed)

@@ -51,8 +51,9 @@ def draw_graph(experiment: Experiment, path: Path) -> None:
                 f"expected Graphviz's program 'dot' for a picture such as '{path}', found none; install Graphviz, or "
                 f"name a file that ends in .dot, which needs none"
             ) from None
-        except ValueError as error:
-            raise UserError(f"expected the name of a picture or a .dot file, found '{path}': {error}") from None
+        except (ValueError, graphviz.CalledProcessError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UserError(f"expected the name of a picture or a .dot file, found '{path}': {reason}") from None
         path.write_bytes(picture)
 
 

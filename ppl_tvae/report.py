@@ -30,16 +30,18 @@ def write_report(
     """Write the page, by default to report.html in the first run's directory, and return its path.
 
     It shows what the runs hold; estimates and metrics that have not been made yet are named with the command that
-    makes them. Pictures that are missing are drawn. Raises UserError.
+    makes them. Pictures that are missing, or older than the parameters, are drawn (by `backend` on `device`). Raises
+    UserError.
     """
     if not runs:
         raise UserError("expected at least one run, found none; name a run directory")
+    comparison.check_names(runs)
     path = path or runs[0].path / "report.html"
     for run in runs:
         for name, draw in (("reconstructions.png", reconstruction_sheet), ("traversals.png", traversal_sheet)):
-            if not (run.path / "figures" / name).exists():
+            if _is_older_than_parameters(run, f"figures/{name}"):
                 draw(run, backend=backend, device=device)
-    names = ", ".join(run.path.name for run in runs)
+    names = ", ".join(run.name for run in runs)
     sections = [_summary(runs), _training(runs), _estimates(runs), _equivariance(runs)]
     sections += [_calibration(run) for run in runs if run.diagnosis().get("calibration")]
     sections += [_pictures(run) for run in runs] + [_repeat(run) for run in runs]
@@ -50,7 +52,7 @@ def write_report(
 
 def _summary(runs: Sequence[Run]) -> Section:
     header = ("run", "model", "guide", "prior", "likelihood", "data", "backend", "steps", "seed", "parameters")
-    rows = [[run.path.name, *_described(run)] for run in runs]
+    rows = [[run.name, *_described(run)] for run in runs]
     return Section("What was run", [Table("one row per run", header, rows, range(1, 7)), *_warnings(runs)])
 
 
@@ -75,22 +77,35 @@ def _described(run: Run) -> list[str]:
 def _warnings(runs: Sequence[Run]) -> list[Warning]:
     found = []
     for run in runs:
-        name, experiment = run.path.name, run.experiment
+        name, experiment = run.name, run.experiment
         if experiment.likelihood == "bernoulli-grey":
             found.append(
                 f"{name}: bernoulli-grey is a score of grey pixels, not a density; its figures are no log p(x)."
             )
         if max((row["step"] for row in run.metrics()), default=0) < experiment.steps:
             found.append(f"{name}: training has not reached its last step.")
-        verdicts = {r["notes"]["verdict"] for r in run.evaluations() if "verdict" in r["notes"]}
+        found += [
+            f"{name}: {file} is older than the parameters; make it again."
+            for file in ("evaluation.json", "diagnosis.json")
+            if (run.path / file).exists() and _is_older_than_parameters(run, file)
+        ]
+        verdicts = {
+            r["notes"]["verdict"] for r in run.evaluations() if "verdict" in r["notes"] and "guide_name" not in r
+        }
         found += [
             f"{name}, importance weights: {words}." for words in sorted(verdicts) if not words.startswith("reliable")
         ]
     return [Warning(text) for text in found]
 
 
+def _is_older_than_parameters(run: Run, file: str) -> bool:
+    """Whether a file of the run is missing or was written before its parameters."""
+    path, parameters = run.path / file, run.path / "parameters.safetensors"
+    return not path.exists() or path.stat().st_mtime < parameters.stat().st_mtime
+
+
 def _training(runs: Sequence[Run]) -> Section:
-    rows = {run.path.name: run.metrics() for run in runs}
+    rows = {run.name: run.metrics() for run in runs}
     caption = (
         "The bound that is trained, on training batches, averaged over each log interval, and the held-out ELBO that "
         "chooses the best parameters. The first row, before training, is left out."
@@ -102,7 +117,7 @@ def _estimates(runs: Sequence[Run]) -> Section:
     heading = "How likely held-out sequences are"
     measured = [run for run in runs if run.evaluations()]
     hints = [
-        f"No estimates in {run.path.name} yet: ppl-tvae evaluate {shlex.quote(str(run.path))}"
+        f"No estimates in {run.name} yet: ppl-tvae evaluate {shlex.quote(str(run.path))}"
         for run in runs
         if run not in measured
     ]
@@ -139,7 +154,7 @@ def _compared(compared: comparison.Comparison) -> list[Any]:
 
 def _equivariance(runs: Sequence[Run]) -> Section:
     parts: list[Any] = []
-    records = {run.path.name: run.diagnosis().get("equivariance", []) for run in runs}
+    records = {run.name: run.diagnosis().get("equivariance", []) for run in runs}
     meanings = {record["metric"]: record for own in records.values() for record in own}
     if meanings:
         rows = [
@@ -152,14 +167,14 @@ def _equivariance(runs: Sequence[Run]) -> Section:
             for name, record in meanings.items()
         ]
         text_columns = (len(runs) + 1, len(runs) + 2)
-        caption = "mean ± standard error over held-out sequences; lower is better in every row"
+        caption = "mean ± standard error over held-out sequences"
         parts.append(Table(caption, ("metric", *records, "unit", "what it is"), rows, text_columns))
         parts.append(
             "An image error of the rolled code that is not clearly below that of the code not rolled and of random "
             "rolls shows no equivariance, however low E_eq is."
         )
     parts += [
-        f"No diagnosis in {run.path.name} yet: ppl-tvae diagnose {shlex.quote(str(run.path))}"
+        f"No diagnosis in {run.name} yet: ppl-tvae diagnose {shlex.quote(str(run.path))}"
         for run in runs
         if not run.diagnosis()
     ]
@@ -184,7 +199,7 @@ def _calibration(run: Run) -> Section:
     )
     rows = [[name, each.verdict] for name, each in judged.items()]
     table = Table("one random cell of each site, and the log-likelihood", ("quantity", "verdict"), rows, (1,))
-    return Section(f"Is the guide calibrated? {run.path.name}", [Picture(calibration_chart(judged), caption), table])
+    return Section(f"Is the guide calibrated? {run.name}", [Picture(calibration_chart(judged), caption), table])
 
 
 def _pictures(run: Run) -> Section:
@@ -194,7 +209,7 @@ def _pictures(run: Run) -> Section:
         for name, caption in _PICTURES.items()
         if (folder / name).exists()
     ]
-    return Section(f"Pictures: {run.path.name}", shown)
+    return Section(f"Pictures: {run.name}", shown)
 
 
 def _repeat(run: Run) -> Section:
@@ -204,4 +219,4 @@ def _repeat(run: Run) -> Section:
         if (value := getattr(run.experiment, setting.name)) not in (None, "")
     ]
     command = f"ppl-tvae train --config {shlex.quote(str(run.path / 'config.toml'))} --out runs/again"
-    return Section(f"How to repeat {run.path.name}", [Code(command), Code("\n".join(settings))])
+    return Section(f"How to repeat {run.name}", [Code(command), Code("\n".join(settings))])

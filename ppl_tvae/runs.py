@@ -60,6 +60,11 @@ class Run:
     path: Path
     experiment: Experiment
 
+    @property
+    def name(self) -> str:
+        """The name of the directory."""
+        return self.path.resolve().name
+
     def save_parameters(self, parameters: Mapping[str, np.ndarray]) -> None:
         """Write the best parameters so far."""
         with writing_to(self.path):
@@ -133,8 +138,7 @@ class Run:
 
     def add_evaluation(self, record: Mapping[str, Any]) -> None:
         """Append a record to evaluation.json; one with the same settings is replaced."""
-        settings = {name: value for name, value in record.items() if name not in _RESULTS}
-        kept = [old for old in self.evaluations() if any(old.get(name) != value for name, value in settings.items())]
+        kept = [old for old in self.evaluations() if _question(old) != _question(record)]
         with writing_to(self.path):
             lines = ",\n".join(json.dumps(each) for each in [*kept, dict(record)])
             _write(self.path / "evaluation.json", f"[\n{lines}\n]\n".encode())
@@ -236,7 +240,7 @@ def writing_to(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f"expected to be able to write to '{path}', found: {error.strerror or error}; what was written before is "
-            f"kept: make room or permit it and go on with --resume, or choose another place"
+            f"kept: make room, permit it, or choose another place"
         ) from error
 
 
@@ -280,6 +284,11 @@ def _write(path: Path, content: bytes) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def _question(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a record of evaluation.json answers, as it reads in the file."""
+    return json.loads(json.dumps({name: value for name, value in record.items() if name not in _RESULTS}))
 
 
 def _digest(content: bytes) -> str:

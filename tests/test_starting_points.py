@@ -60,6 +60,14 @@ def test_it_is_short_and_says_how_it_is_run(model, backend):
     assert "FILE" not in text
 
 
+def test_the_torus_passes_its_own_check(tmp_path, monkeypatch, capsys):
+    """It is the one whose commands need options: single frames, not moved."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["new", "torus", "torus.py", "--backend", "pyro"]) == 0
+    (line,) = [line.strip() for line in (tmp_path / "torus.py").read_text().splitlines() if "ppl-tvae check" in line]
+    assert cli.main(line.split()[1:]) == 0
+
+
 def test_backends_read_line_by_line_alike():
     ours, theirs = (starting_point("tvae", backend).splitlines() for backend in BACKENDS)
     after = [

@@ -7,6 +7,7 @@ import pytest
 
 from ppl_tvae import Annealing, UserError, evaluate, to_datatree, train
 from ppl_tvae.assembly import lattice_of
+from ppl_tvae.inference.unamortised import Unamortised
 from tests.small import EVERY_SWAP
 from tests.small_runs import BACKENDS, small_training
 
@@ -41,10 +42,12 @@ def test_annealing_starts_from_any_guide(guide, backend, tmp_path):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_annealing_refuses_the_sphere(backend, tmp_path):
+def test_annealing_and_automatic_guides_refuse_the_sphere(backend, tmp_path):
     run = train(small_training(tmp_path, backend, prior_u="hyperspherical"), tmp_path / "run", quiet=True)
     with pytest.raises(UserError, match="found site 'u' with the support"):
         evaluate(run, estimators=("ais",), annealing=Annealing(num_temperatures=4), max_sequences=2, quiet=True)
+    with pytest.raises(UserError, match="found site 'u' with the support"):
+        evaluate(run, guide=Unamortised("auto-normal"), particles=(2,), max_sequences=2, quiet=True)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

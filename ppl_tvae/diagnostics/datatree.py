@@ -7,6 +7,7 @@ import arviz_base
 import numpy as np
 import xarray as xr
 
+from ppl_tvae.errors import UserError
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.draw import Draw
 
@@ -23,8 +24,15 @@ def datatree(
     height, width, channel). about: coordinates along the sequences, such as their labels. attrs: of every group.
     The dimensions of a latent of event shape (S, C, D), that of t, are time, capsule and position; of another latent
     they are numbered. log_likelihood is log p(x | latents) of a whole sequence; sample_stats has the log importance
-    weights of the draws, and of each sequence their Pareto k-hat and effective sample size. Nats.
+    weights of the draws, and of each sequence their Pareto k-hat and effective sample size. Nats. Raises UserError
+    where a site has the name of a dimension or coordinate.
     """
+    reserved = {"chain", "draw", *FRAME_DIMS, *CELL_DIMS, *about}
+    if taken := sorted(reserved & set(posterior.sites)):
+        raise UserError(
+            f"expected sites by other names than the tree's own dimensions and coordinates, found '{taken[0]}'; "
+            f"rename the site"
+        )
     dims = _dims_of(posterior.sites, observed.shape[1])
     along = {"sequence": np.arange(len(observed)), **{name: ("sequence", values) for name, values in about.items()}}
     frames: dict[Any, Sequence[Any]] = {"x": FRAME_DIMS}

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 class Draw(NamedTuple):
     """One draw for each sequence of a batch.
 
-    sites: values of the latents and of what the model computes from them (its deterministic sites), by name, each
-    (batch, ...). mean: E[x | latents], and frames: x ~ p(x | latents), shaped as the frames. log_likelihood:
-    log p(x | latents) at the observed frames, and log_weights: log p(x, latents) - log q(latents | x), (batch,), nats
-    per sequence. A draw from the prior has no weights, and the log-likelihood of its own frames.
+    sites: values of the latents and of what the model computes from them (its deterministic sites, where their first
+    dimension is the batch), by name, each (batch, ...). mean: E[x | latents], and frames: x ~ p(x | latents), shaped as
+    the frames. log_likelihood: log p(x | latents) at the observed frames, and log_weights: log p(x, latents) -
+    log q(latents | x), (batch,), nats per sequence. A draw from the prior has no weights, and the log-likelihood of its
+    own frames.
     """
 
     sites: dict[str, Any]

@@ -1,5 +1,6 @@
 """Settings of a guide that is fitted to each sequence alone, the same for both backends."""
 
+import math
 from typing import NamedTuple
 
 from ppl_tvae.errors import UserError
@@ -25,5 +26,5 @@ def check_unamortised(settings: Unamortised) -> None:
     """Raises UserError where a number is out of range."""
     if settings.steps < 1:
         raise UserError(f"expected at least 1 step for an automatic guide, found {settings.steps}")
-    if not settings.learning_rate > 0:
+    if not 0 < settings.learning_rate < math.inf:
         raise UserError(f"expected a positive learning rate for an automatic guide, found {settings.learning_rate}")

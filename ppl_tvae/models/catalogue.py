@@ -32,7 +32,7 @@ PRIORS = {
     "student-t": "independent Student-t of 5 degrees of freedom and variance 1: heavier tails still",
     "student-t-learned": "independent Student-t of scale 1 whose degrees of freedom are learned, one number a latent",
     "mixture": "each cell a mixture of 4 normals, learned, shared by the cells of a latent",
-    "vamp": "a frame's latent is a mixture of the guide's posteriors at 32 learned pseudo-frames",
+    "vamp": "a frame's latent is a mixture of the mean-field encoder's normals at 32 learned frames",
     "hyperspherical": "each capsule uniform on the unit sphere; the guide of that latent is power spherical",
 }
 

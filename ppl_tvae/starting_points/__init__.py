@@ -23,6 +23,7 @@ _CHANGES = {
         _SIZES: "S, C, D = 1, 1, 324",
         _MU: "MU, EPSILON = 10.0, 1e-6",
         _LATTICE: "LATTICE = torus(18, 18, spatial_width=5)",
+        " check FILE.py": " check FILE.py --transforms none --num-timesteps 1",
         " --out runs/mine": " --out runs/mine --transforms none --num-timesteps 1",
     },
 }

@@ -66,12 +66,19 @@ def test_a_fit_beats_the_amortised_guide_and_leaves_the_run_alone(backend, tmp_p
     settings = {"particles": (10,), "max_sequences": 2, "estimators": ("elbo",), "quiet": True}
     (own,) = evaluate(run, **settings)
     arguments = ["evaluate", str(run.path), "--estimators", "elbo", "--particles", "10", "--max-sequences", "2"]
-    assert cli.main([*arguments, "--guide", "auto-normal", "--guide-steps", "200"]) == 0
+    assert (
+        cli.main([*arguments, "--guide", "auto-normal", "--guide-steps", "600", "--guide-learning-rate", "0.03"]) == 0
+    )
     assert "elbo-auto-normal" in capsys.readouterr().out
     (_, fitted) = open_run(run.path).evaluations()
-    assert (fitted["guide_name"], fitted["guide_steps"], fitted["guide_learning_rate"]) == ("auto-normal", 200, 0.01)
+    assert (fitted["guide_name"], fitted["guide_steps"], fitted["guide_learning_rate"]) == ("auto-normal", 600, 0.03)
     assert min(np.subtract(fitted["per_sequence"], own["per_sequence"])) > 0
     assert all(np.array_equal(value, before[name]) for name, value in run.parameters().items())
+    evaluate(run, **settings)  # asks the same question as the first time, and leaves the fitted record alone
+    assert sorted(record.get("guide_name", "own") for record in open_run(run.path).evaluations()) == [
+        "auto-normal",
+        "own",
+    ]
 
 
 def test_bad_settings(tmp_path, capsys):
@@ -81,5 +88,9 @@ def test_bad_settings(tmp_path, capsys):
             evaluate(run, guide=guide)
     with pytest.raises(UserError, match="found ais"):
         evaluate(run, guide=Unamortised("auto-normal"), estimators=("elbo", "ais"))
+    with pytest.raises(UserError, match="positive learning rate"):
+        evaluate(run, guide=Unamortised("auto-normal", learning_rate=float("inf")))
+    assert cli.main(["evaluate", str(run.path), "--guide", ""]) == 2
+    assert "automatic guide" in capsys.readouterr().err
     assert cli.main(["evaluate", str(run.path), "--guide-steps", "3"]) == 2
     assert "expected --guide with" in capsys.readouterr().err

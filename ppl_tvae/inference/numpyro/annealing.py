@@ -19,12 +19,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import biject_to
 from numpyro.handlers import seed, substitute, trace
 
-from ppl_tvae.errors import UserError
 from ppl_tvae.inference.numpyro.tracing import (
     OBSERVED,
+    from_the_reals,
     latent_sites,
     log_joint,
     log_prob,
@@ -213,17 +212,7 @@ class Annealer:
             supports.update({n: s["fn"].support for n, s in latent_sites(trace(model).get_trace(frames)).items()})
 
         jax.eval_shape(look, frames)  # shapes only: nothing is computed
-        return {name: _from_the_reals(name, support) for name, support in supports.items()}
-
-
-def _from_the_reals(name: str, support: Any) -> Any:
-    try:
-        return biject_to(support)
-    except NotImplementedError:
-        raise UserError(
-            f"expected latents that can be moved in unconstrained space for annealing, found site '{name}' with the "
-            f"support {support}; use elbo and iwae"
-        ) from None
+        return {name: from_the_reals(name, support) for name, support in supports.items()}
 
 
 def _add(a: Latents, b: Latents, factor: Any) -> Latents:

@@ -18,6 +18,8 @@ from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
 
+_OF_PRIOR = 2**31 - 1  # no batch has this index
+
 
 class Evaluator:
     """Noise is a function of (seed, batch index), so an estimate does not depend on what was asked before it."""
@@ -82,11 +84,13 @@ class Evaluator:
 
     def posterior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
         """Draws from the guide, each field with a leading axis (num_draws, batch, ...)."""
-        return self._draws(self._posterior_draw, plan, batch_index, num_draws)
+        frames = self._render(self._tables, to_device(plan))
+        return self._drawn(self._posterior_draw, frames, self._key(batch_index), num_draws)
 
     def prior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
         """Draws from the model, as many as the plan has sequences, each field (num_draws, batch, ...)."""
-        return self._draws(self._prior_draw, plan, batch_index, num_draws)
+        frames = self._render(self._tables, to_device(plan))
+        return self._drawn(self._prior_draw, frames, self._key(batch_index, _OF_PRIOR), num_draws)
 
     def latents(self, plan: Any, batch_index: int = 0) -> dict[str, np.ndarray]:
         """One draw from the guide and what the model computes from it, by site, each (batch, ...)."""
@@ -102,16 +106,13 @@ class Evaluator:
         if key not in self._samplers:
             self._samplers[key] = decoding(self._program, site)
         frames = jnp.zeros((len(values), *self._frame_shape), self._precision)
-        return np.asarray(self._samplers[key](self._parameters, given, frames))
+        return np.asarray(self._samplers[key](self._parameters, self._key(0), given, frames))
 
     def simulated(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> tuple[Draw, Draw]:
         """A draw from the model (1, batch, ...), and draws from the guide given its frames (num_draws, batch, ...)."""
         truth = self.prior(plan, batch_index)
-        key = jax.random.fold_in(self._key(batch_index), 1)
-        return truth, self._drawn(self._posterior_draw, jnp.asarray(truth.frames[0]), key, num_draws)
-
-    def _draws(self, draw: Any, plan: Any, batch_index: int, num_draws: int) -> Draw:
-        return self._drawn(draw, self._render(self._tables, to_device(plan)), self._key(batch_index), num_draws)
+        frames = jnp.asarray(truth.frames[0])
+        return truth, self._drawn(self._posterior_draw, frames, self._key(batch_index), num_draws)
 
     def _drawn(self, draw: Any, frames: jax.Array, rng_key: jax.Array, num_draws: int) -> Draw:
         keys = jax.random.split(rng_key, num_draws)
@@ -123,5 +124,7 @@ class Evaluator:
             self._samplers[annealing] = Annealer(self._program, self._parameters, annealing)
         return self._samplers[annealing]
 
-    def _key(self, batch_index: int) -> jax.Array:
-        return jax.random.fold_in(self._rng_key, batch_index)
+    def _key(self, batch_index: int, purpose: int | None = None) -> jax.Array:
+        """A key of its own for each batch; with a purpose, one that is independent of the batch's others."""
+        key = self._rng_key if purpose is None else jax.random.fold_in(self._rng_key, purpose)
+        return jax.random.fold_in(key, batch_index)

@@ -50,21 +50,21 @@ def prior_draw(program: Program) -> Callable[[Parameters, jax.Array, jax.Array],
     return draw
 
 
-def decoding(program: Program, site: str) -> Callable[[Parameters, jax.Array, jax.Array], jax.Array]:
-    """A compiled function (parameters, values, frames) -> E[x | the model's site has these values].
+def decoding(program: Program, site: str) -> Callable[[Parameters, jax.Array, jax.Array, jax.Array], jax.Array]:
+    """A compiled function (parameters, rng_key, values, frames) -> E[x | the model's site has these values].
 
-    values: (batch, ...) in place of what the model computes at the deterministic site; frames: of their shape. What x
+    values: (batch, ...) in place of what the model computes or draws at the site; frames: of their shape. What x
     depends on beside the site is drawn from the prior. Raises UserError where the model has no such site.
     """
 
     @jax.jit
-    def decode(parameters: Parameters, values: jax.Array, frames: jax.Array) -> jax.Array:
+    def decode(parameters: Parameters, rng_key: jax.Array, values: jax.Array, frames: jax.Array) -> jax.Array:
         with _set_by_hand(site, values):
-            sites = _model_trace(program, parameters, jax.random.key(0), frames)
-        if site not in deterministic_sites(sites):
+            sites = _model_trace(program, parameters, rng_key, frames)
+        if site not in deterministic_sites(sites) | latent_sites(sites):
             raise UserError(
-                f"expected a deterministic site '{site}' in the model, from which frames can be decoded, found none; "
-                f'register it with numpyro.deterministic("{site}", ...)'
+                f"expected a site '{site}' in the model, from which frames can be decoded, found none; register it "
+                f'with numpyro.deterministic("{site}", ...)'
             )
         return sites[OBSERVED]["fn"].mean
 
@@ -78,8 +78,10 @@ def _model_trace(program: Program, parameters: Parameters, rng_key: jax.Array, f
 def _draw(model_trace: Trace, rng_key: jax.Array) -> Draw:
     kept = latent_sites(model_trace) | deterministic_sites(model_trace)
     observed = model_trace[OBSERVED]
+    batch = observed["value"].shape[:1]
+    values = {name: jnp.asarray(site["value"]) for name, site in kept.items()}
     return Draw(
-        {name: jnp.asarray(site["value"]) for name, site in kept.items()},
+        {name: value for name, value in values.items() if value.shape[:1] == batch},
         observed["fn"].mean,
         observed["fn"].sample(rng_key).astype(observed["value"].dtype),
         log_prob(observed),
@@ -88,12 +90,12 @@ def _draw(model_trace: Trace, rng_key: jax.Array) -> Draw:
 
 
 class _set_by_hand(Messenger):
-    """A deterministic site has the given value."""
+    """A latent or deterministic site has the given value."""
 
     def __init__(self, site: str, value: jax.Array) -> None:
         super().__init__()
         self._site, self._value = site, value
 
     def process_message(self, msg: Any) -> None:
-        if msg["type"] == "deterministic" and msg["name"] == self._site:
+        if msg["type"] in ("deterministic", "sample") and msg["name"] == self._site and not msg.get("is_observed"):
             msg["value"] = self._value

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.distributions import Distribution, Independent
+from numpyro.distributions import Distribution, Independent, biject_to
 from numpyro.handlers import replay, seed, substitute, trace
 
 from ppl_tvae.errors import UserError
@@ -92,6 +92,17 @@ def observed_sites(sites: Trace) -> dict[str, Site]:
 def deterministic_sites(sites: Trace) -> dict[str, Site]:
     """What the model computes and names."""
     return {name: site for name, site in sites.items() if site["type"] == "deterministic"}
+
+
+def from_the_reals(name: str, support: Any) -> Any:
+    """The bijection from unconstrained space to the support of a latent. Raises UserError where there is none."""
+    try:
+        return biject_to(support)
+    except NotImplementedError:
+        raise UserError(
+            f"expected latents with unconstrained coordinates, as annealing and automatic guides need, found site "
+            f"'{name}' with the support {support}; use elbo and iwae with the run's own guide"
+        ) from None
 
 
 def per_sequence(site: Site, values: jax.Array) -> jax.Array:

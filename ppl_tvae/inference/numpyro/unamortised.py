@@ -14,7 +14,7 @@ from numpyro.infer import SVI, Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 from numpyro.optim import Adam
 
-from ppl_tvae.inference.numpyro.tracing import Trace, latent_sites, program_traces
+from ppl_tvae.inference.numpyro.tracing import Trace, from_the_reals, latent_sites, program_traces
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
 
@@ -32,7 +32,7 @@ def unamortised_log_weights(
 ) -> jax.Array:
     """log weights (num_particles, batch), nats per sequence, with a guide fitted to each; frames (batch, ...).
 
-    A fit begins at a draw from the program's guide.
+    A fit begins at a draw from the program's guide. Raises UserError for latents without unconstrained coordinates.
     """
     keys = jax.random.split(rng_key, len(frames))
     each = [
@@ -47,7 +47,9 @@ def _of_one(
     settings: Unamortised,
 ) -> jax.Array:  # fmt: skip
     key_start, key_fit, key_draws = jax.random.split(rng_key, 3)
-    drawn, _ = program_traces(program, parameters, key_start, frames)
+    drawn, modelled = program_traces(program, parameters, key_start, frames)
+    for name, site in latent_sites(modelled).items():
+        from_the_reals(name, site["fn"].support)
     start = {name: site["value"] for name, site in latent_sites(drawn).items()}
     # The model's parameters are hidden, so that the fit leaves them alone.
     model = block(substitute(program.model, data=dict(parameters)), hide_fn=lambda site: site["type"] == "param")

@@ -19,11 +19,10 @@ import numpy as np
 import torch
 from pyro.poutine import trace
 from torch import Tensor
-from torch.distributions import biject_to
 
-from ppl_tvae.errors import UserError
 from ppl_tvae.inference.pyro.tracing import (
     OBSERVED,
+    from_the_reals,
     latent_sites,
     log_joint,
     log_prob,
@@ -173,17 +172,7 @@ class Annealer:
     def _transforms(self, frames: Tensor) -> dict[str, Any]:
         """From the reals to the support of each latent."""
         sites = latent_sites(trace(self._program.model).get_trace(frames))
-        return {name: _from_the_reals(name, site["fn"].support) for name, site in sites.items()}
-
-
-def _from_the_reals(name: str, support: Any) -> Any:
-    try:
-        return biject_to(support)
-    except NotImplementedError:
-        raise UserError(
-            f"expected latents that can be moved in unconstrained space for annealing, found site '{name}' with the "
-            f"support {support}; use elbo and iwae"
-        ) from None
+        return {name: from_the_reals(name, site["fn"].support) for name, site in sites.items()}
 
 
 def _add(a: Latents, b: Latents, factor: float) -> Latents:

@@ -58,7 +58,7 @@ def _traced(part: str, function: Any, frames: Tensor) -> Trace:
     try:
         return trace(function).get_trace(frames)
     except RuntimeError as error:
-        first_line = str(error).strip().splitlines()[0]
+        first_line = str(error).strip().partition("\n")[0]
         if "already in the trace" not in str(error) and "Multiple" not in first_line:
             raise
         raise UserError(

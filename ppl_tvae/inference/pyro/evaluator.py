@@ -19,6 +19,8 @@ from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
 
+_OF_PRIOR = 1
+
 
 class Evaluator:
     """Noise is a function of (seed, batch index), so an estimate does not depend on what was asked before it."""
@@ -85,11 +87,15 @@ class Evaluator:
 
     def posterior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
         """Draws from the guide, each field with a leading axis (num_draws, batch, ...)."""
-        return self._draws(self._posterior_draw, plan, batch_index, num_draws)
+        frames = self._render(self._tables, to_device(plan))
+        self._set_noise(batch_index)
+        return self._drawn(self._posterior_draw, frames, num_draws)
 
     def prior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
         """Draws from the model, as many as the plan has sequences, each field (num_draws, batch, ...)."""
-        return self._draws(self._prior_draw, plan, batch_index, num_draws)
+        frames = self._render(self._tables, to_device(plan))
+        self._set_noise(batch_index, _OF_PRIOR)
+        return self._drawn(self._prior_draw, frames, num_draws)
 
     def latents(self, plan: Any, batch_index: int = 0) -> dict[str, np.ndarray]:
         """One draw from the guide and what the model computes from it, by site, each (batch, ...)."""
@@ -103,24 +109,23 @@ class Evaluator:
         """E[x | the model's deterministic site has these values (batch, ...)]: frames (batch, S, ...)."""
         given = torch.as_tensor(values).to(self._like)
         frames = self._like.new_zeros(len(values), *self._like.shape[1:])
+        self._set_noise(0)
         return decoding(self._program, site)(self._parameters, given, frames).numpy(force=True)
 
     def simulated(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> tuple[Draw, Draw]:
         """A draw from the model (1, batch, ...), and draws from the guide given its frames (num_draws, batch, ...)."""
         truth = self.prior(plan, batch_index)
-        return truth, self._drawn(self._posterior_draw, torch.as_tensor(truth.frames[0]).to(self._like), num_draws)
-
-    def _draws(self, draw: Any, plan: Any, batch_index: int, num_draws: int) -> Draw:
-        frames = self._render(self._tables, to_device(plan))
+        frames = torch.as_tensor(truth.frames[0]).to(self._like)
         self._set_noise(batch_index)
-        return self._drawn(draw, frames, num_draws)
+        return truth, self._drawn(self._posterior_draw, frames, num_draws)
 
     def _drawn(self, draw: Any, frames: Tensor, num_draws: int) -> Draw:
         drawn = [tree_map(_as_numpy, draw(self._parameters, frames)) for _ in range(num_draws)]
         return tree_map(lambda *values: None if values[0] is None else np.stack(values), *drawn)
 
-    def _set_noise(self, batch_index: int) -> None:
-        torch.manual_seed(int(np.random.SeedSequence([self._seed, batch_index]).generate_state(1)[0]))
+    def _set_noise(self, batch_index: int, *purpose: int) -> None:
+        """A stream of its own for each batch; with a purpose, one that is independent of the batch's others."""
+        torch.manual_seed(int(np.random.SeedSequence([self._seed, batch_index, *purpose]).generate_state(1)[0]))
 
 
 def _as_numpy(value: Tensor | None) -> np.ndarray | None:

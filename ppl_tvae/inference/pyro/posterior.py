@@ -54,7 +54,7 @@ def prior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
 def decoding(program: Program, site: str) -> Callable[[Parameters, Tensor, Tensor], Tensor]:
     """A function (parameters, values, frames) -> E[x | the model's site has these values].
 
-    values: (batch, ...) in place of what the model computes at the deterministic site; frames: of their shape. What x
+    values: (batch, ...) in place of what the model computes or draws at the site; frames: of their shape. What x
     depends on beside the site is drawn from the prior. Raises UserError where the model has no such site.
     """
 
@@ -62,10 +62,10 @@ def decoding(program: Program, site: str) -> Callable[[Parameters, Tensor, Tenso
     def decode(parameters: Parameters, values: Tensor, frames: Tensor) -> Tensor:
         with parameters_as(parameters), _set_by_hand(site, values):
             sites = trace(program.model).get_trace(frames)
-        if site not in deterministic_sites(sites):
+        if site not in deterministic_sites(sites) | latent_sites(sites):
             raise UserError(
-                f"expected a deterministic site '{site}' in the model, from which frames can be decoded, found none; "
-                f'register it with pyro.deterministic("{site}", ...)'
+                f"expected a site '{site}' in the model, from which frames can be decoded, found none; register it "
+                f'with pyro.deterministic("{site}", ...)'
             )
         return sites.nodes[OBSERVED]["fn"].mean
 
@@ -75,8 +75,9 @@ def decoding(program: Program, site: str) -> Callable[[Parameters, Tensor, Tenso
 def _draw(model_trace: Trace) -> Draw:
     kept = latent_sites(model_trace) | deterministic_sites(model_trace)
     observed = model_trace.nodes[OBSERVED]
+    batch = observed["value"].shape[:1]
     return Draw(
-        {name: site["value"] for name, site in kept.items()},
+        {name: site["value"] for name, site in kept.items() if site["value"].shape[:1] == batch},
         observed["fn"].mean,
         observed["fn"].sample().to(observed["value"]),
         log_prob(observed),
@@ -85,12 +86,12 @@ def _draw(model_trace: Trace) -> Draw:
 
 
 class _set_by_hand(Messenger):
-    """A deterministic site has the given value."""
+    """A latent or deterministic site has the given value."""
 
     def __init__(self, site: str, value: Tensor) -> None:
         super().__init__()
         self._site, self._value = site, value
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] == self._site and msg["infer"].get("_deterministic", False):
+        if msg["name"] == self._site and (msg["infer"].get("_deterministic") or not msg["is_observed"]):
             msg["value"] = self._value

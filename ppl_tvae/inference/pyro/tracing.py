@@ -13,7 +13,7 @@ import torch
 from pyro.poutine import replay, trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent
+from torch.distributions import Independent, biject_to
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.program import Program
@@ -96,6 +96,17 @@ def deterministic_sites(sites: Trace) -> dict[str, Site]:
         for name, site in sites.nodes.items()
         if site["type"] == "sample" and site["infer"].get("_deterministic")
     }
+
+
+def from_the_reals(name: str, support: Any) -> Any:
+    """The bijection from unconstrained space to the support of a latent. Raises UserError where there is none."""
+    try:
+        return biject_to(support)
+    except NotImplementedError:
+        raise UserError(
+            f"expected latents with unconstrained coordinates, as annealing and automatic guides need, found site "
+            f"'{name}' with the support {support}; use elbo and iwae with the run's own guide"
+        ) from None
 
 
 def per_sequence(site: Site, values: Tensor) -> Tensor:

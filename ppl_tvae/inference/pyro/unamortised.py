@@ -14,7 +14,7 @@ from pyro.optim import ExponentialLR
 from pyro.poutine import block, replay, trace
 from torch import Tensor
 
-from ppl_tvae.inference.pyro.tracing import latent_sites, parameters_as, program_traces
+from ppl_tvae.inference.pyro.tracing import from_the_reals, latent_sites, parameters_as, program_traces
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
 
@@ -26,7 +26,7 @@ def unamortised_log_weights(
 ) -> Tensor:
     """log weights (num_particles, batch), nats per sequence, with a guide fitted to each; frames (batch, ...).
 
-    A fit begins at a draw from the program's guide.
+    A fit begins at a draw from the program's guide. Raises UserError for latents without unconstrained coordinates.
     """
     each = [_of_one(program, parameters, one[None], num_particles, settings) for one in frames]
     return torch.stack(each, dim=1)
@@ -37,7 +37,9 @@ def _of_one(
 ) -> Tensor:
     with parameters_as(parameters):
         with torch.no_grad():
-            drawn, _ = program_traces(program, frames)
+            drawn, modelled = program_traces(program, frames)
+        for name, site in latent_sites(modelled).items():
+            from_the_reals(name, site["fn"].support)
         start = {name: site["value"] for name, site in latent_sites(drawn).items()}
         # The model's parameters are hidden, so that the fit leaves them alone.
         model = block(program.model, hide_types=["param"])

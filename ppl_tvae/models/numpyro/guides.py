@@ -19,6 +19,7 @@ from ppl_tvae.models.numpyro.spherical import PowerSpherical, direction
 RANK = 4  # of low-rank: directions in each capsule in which positions vary together
 FLOW_STEPS = 2  # of iaf
 COMPONENTS = 4  # of mixture
+MOST_CONCENTRATED = 1e4  # of power_spherical: directions within about a hundredth of a radian
 
 
 def mean_field(latent: Latent, frames: jax.Array) -> dist.Distribution:
@@ -83,10 +84,13 @@ def mixture(latent: Latent, frames: jax.Array) -> dist.Distribution:
 def power_spherical(latent: Latent, frames: jax.Array) -> dist.Distribution:
     """For the prior `hyperspherical`: each capsule a direction and a concentration, from the mean-field encoder.
 
-    The direction is that of loc; the concentration is the mean over positions of 1 / scale**2.
+    The direction is that of loc; the concentration is the mean over positions of 1 / scale**2 while that is small, and
+    saturates at `MOST_CONCENTRATED`: beyond, single precision loses the entropy among its large terms.
     """
     _, loc, scale = _encoded(latent, frames)
-    return PowerSpherical(direction(loc), jnp.mean(scale**-2, axis=-1)).to_event(2)
+    precision = jnp.mean(scale**-2, axis=-1)
+    concentration = precision / (1 + precision / MOST_CONCENTRATED)
+    return PowerSpherical(direction(loc), concentration).to_event(2)
 
 
 Posterior = Callable[[Latent, jax.Array], Any]

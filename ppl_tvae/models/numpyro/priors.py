@@ -56,9 +56,9 @@ def mixture(latent: Latent, frames: jax.Array) -> dist.Distribution:
 
 
 def vamp(latent: Latent, frames: jax.Array) -> dist.Distribution:
-    """The latent of a frame is a mixture of the guide's posteriors at `PSEUDO_FRAMES` learned frames.
+    """The latent of a frame is a mixture of the encoder's normals at `PSEUDO_FRAMES` learned frames.
 
-    Tomczak & Welling 2018 (arXiv 1705.07120), with the mean-field encoder. Frames of a sequence are independent.
+    Tomczak & Welling 2018 (arXiv 1705.07120), with the mean-field encoder whichever the guide. Frames are independent.
     """
     size = math.prod(frames.shape[-3:])
     name = f"prior.{latent.name}.pseudo_frames"
