@@ -1,7 +1,10 @@
 """Shared by all tests."""
 
 import os
+import signal
 from pathlib import Path
+
+import pytest
 
 # The tests compare arithmetic, not devices; set before either backend is imported.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -16,3 +19,11 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 # How many standard errors a statistical test allows. With about a hundred such comparisons and fixed seeds, five
 # leaves a false alarm to about one in ten thousand changes of the random streams.
 STANDARD_ERRORS = 5.0
+
+
+@pytest.fixture(scope="session", autouse=True)
+def heard_interrupts():
+    """Ctrl-C as in a terminal: a shell that starts the tests in the background has them ignore it."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
