@@ -96,6 +96,17 @@ def test_file_is_read_by_xarray_and_arviz(run, tmp_path):
     assert len(table) == 4 * 4
 
 
+def test_arviz_plots_draws_it_as_it_is(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    import arviz_plots
+
+    tree = to_datatree(run, num_sequences=2, num_draws=30)
+    place = {"var_names": ["u"], "coords": {"sequence": 0, "time": 0, "capsule": 0}}
+    for draw in (arviz_plots.plot_forest, arviz_plots.plot_rank):
+        draw(tree, backend="matplotlib", **place).savefig(tmp_path / f"{draw.__name__}.png")
+        assert (tmp_path / f"{draw.__name__}.png").stat().st_size > 1000
+
+
 def test_both_backends_give_the_same_tree(tmp_path):
     """A run of one, read in the other: groups, variables, dimensions, coordinates and types."""
     run = train(small_training(tmp_path, "numpyro"), tmp_path / "run", quiet=True)
