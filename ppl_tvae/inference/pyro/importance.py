@@ -13,6 +13,7 @@ from pyro.poutine import trace
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ppl_tvae.inference.pyro.device import return_freed_memory
 from ppl_tvae.inference.pyro.tracing import (
     Trace,
     as_trace,
@@ -76,6 +77,7 @@ def _vectorised_draws(
     """
     for start in range(0, num_particles, _CHUNKS_PER_DRAW * chunk):
         size = min(_CHUNKS_PER_DRAW * chunk, num_particles - start)
+        return_freed_memory()
         latents, log_q = _vectorised_guide(program, frames, size, log_density)
         for part in torch.arange(size).split(chunk):
             piece = slice(int(part[0]), int(part[-1]) + 1)
