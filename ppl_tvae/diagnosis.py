@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ppl_tvae.config import check_seed
-from ppl_tvae.data import SPLITS, Plan
+from ppl_tvae.data import SPLITS, Plan, SequenceData
 from ppl_tvae.diagnostics import calibration, equivariance
 from ppl_tvae.diagnostics.datatree import datatree
 from ppl_tvae.errors import UserError, unknown_name
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _SEQUENCES_PER_BATCH = 8
+_CALIBRATION_DRAWS = 63
 
 
 def to_datatree(
@@ -41,12 +42,19 @@ def to_datatree(
     """
     _check({"num_sequences": num_sequences, "num_draws": num_draws}, split, seed)
     data = data_of(run.experiment)
-    plan = data.plan(split, num_sequences)
     with evaluator(run, data, backend, device, seed) as ready:
-        parts = [
-            (ready.posterior(part, index, num_draws), ready.prior(part, index, num_draws), ready.frames(part))
-            for index, part in _batches(plan)
-        ]
+        attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
+        return _tree(run, ready, data, num_sequences, num_draws, attrs)
+
+
+def _tree(
+    run: Run, ready: Any, data: SequenceData, num_sequences: int, num_draws: int, attrs: dict[str, Any]
+) -> "xr.DataTree":
+    plan = data.plan(attrs["split"], num_sequences)
+    parts = [
+        (ready.posterior(part, index, num_draws), ready.prior(part, index, num_draws), ready.frames(part))
+        for index, part in _batches(plan)
+    ]
     posterior, prior = (_joined([part[kind] for part in parts]) for kind in (0, 1))
     observed = np.concatenate([part[2] for part in parts])
     about = {
@@ -56,14 +64,11 @@ def to_datatree(
         "phase": plan.phase,
     }
     experiment = run.experiment
-    attrs = {
-        "inference_library": backend or experiment.backend,
+    attrs |= {
         "model": experiment.model if experiment.program_file is None else experiment.program_file.name,
         "guide": experiment.guide if experiment.program_file is None else "own",
         "likelihood": experiment.likelihood,
         "data": Path(experiment.data).name,
-        "split": split,
-        "seed": seed,
     }
     return datatree(posterior, prior, observed, about, attrs)
 
@@ -101,13 +106,15 @@ def diagnose(
     """
     counts = {"num_sequences": num_sequences, "num_draws": num_draws, "metric_sequences": metric_sequences}
     _check(counts | {"simulated_sequences": simulated_sequences}, split, seed)
-    place: dict[str, Any] = {"split": split, "seed": seed, "backend": backend, "device": device}
-    tree = to_datatree(run, num_sequences=num_sequences, num_draws=num_draws, **place)
-    save_datatree(run, tree)
+    data = data_of(run.experiment)
+    with evaluator(run, data, backend, device, seed) as ready:  # one for all, for what it compiles
+        attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
+        tree = _tree(run, ready, data, num_sequences, num_draws, attrs)
+        save_datatree(run, tree)
+        ranks = simulated_ranks(ready, data.plan("train", 1), simulated_sequences, _CALIBRATION_DRAWS, seed, quiet)
+        equivariance_found = _metrics(ready, data, metric_sequences, split, seed, quiet)
     stats = tree["sample_stats"].to_dataset()
     khats, sizes = stats["khat"].values, stats["effective_sample_size"].values
-    own: dict[str, Any] = {"seed": seed, "backend": backend, "device": device, "quiet": quiet}
-    ranks = calibration_ranks(run, num_sequences=simulated_sequences, **own)
     found = {
         "posterior": {
             "num_sequences": len(khats),
@@ -125,7 +132,7 @@ def diagnose(
             name: {"verdict": calibration.calibration(values).verdict, "ranks": [round(float(v), 4) for v in values]}
             for name, values in ranks.items()
         },
-        "equivariance": equivariance_metrics(run, num_sequences=metric_sequences, quiet=quiet, **place),
+        "equivariance": equivariance_found,
     }
     run.save_diagnosis(found)
     return found
@@ -151,16 +158,22 @@ def equivariance_metrics(
     """
     _check({"num_sequences": num_sequences}, split, seed)
     data = data_of(run.experiment)
-    plan = data.plan(split, num_sequences)
-    rows: dict[str, list[np.ndarray]] = {}
     with evaluator(run, data, backend, device, seed) as ready:
-        for index, part in tqdm(list(_batches(plan)), desc="equivariance", disable=True if quiet else None):
-            t = ready.latents(part, index).get("t")
-            if not equivariance.rolls(t, data.num_timesteps):
-                return []
-            frames = ready.frames(part)
-            for name, values in _of_a_batch(ready, t, frames, np.random.default_rng([seed, index])).items():
-                rows.setdefault(name, []).append(values)
+        return _metrics(ready, data, num_sequences, split, seed, quiet)
+
+
+def _metrics(
+    ready: Any, data: SequenceData, num_sequences: int, split: str, seed: int, quiet: bool
+) -> list[dict[str, Any]]:
+    rows: dict[str, list[np.ndarray]] = {}
+    batches = list(_batches(data.plan(split, num_sequences)))
+    for index, part in tqdm(batches, desc="equivariance", disable=True if quiet else None):
+        t = ready.latents(part, index).get("t")
+        if not equivariance.rolls(t, data.num_timesteps):
+            return []
+        frames = ready.frames(part)
+        for name, values in _of_a_batch(ready, t, frames, np.random.default_rng([seed, index])).items():
+            rows.setdefault(name, []).append(values)
     records = []
     for name, (unit, meaning) in EQUIVARIANCE.items():
         values = np.concatenate(rows[name]).astype(np.float64)
@@ -183,7 +196,7 @@ def calibration_ranks(
     run: Run,
     *,
     num_sequences: int = 64,
-    num_draws: int = 63,
+    num_draws: int = _CALIBRATION_DRAWS,
     seed: int = 0,
     backend: str | None = None,
     device: str = "auto",

@@ -101,7 +101,7 @@ class Evaluator:
         return self.posterior(plan, batch_index).mean[0]
 
     def decode(self, values: np.ndarray, site: str = "t") -> np.ndarray:
-        """E[x | the model's deterministic site has these values (batch, ...)]: frames (batch, S, ...)."""
+        """E[x | the model's site has these values (batch, ...)]: frames (batch, S, ...)."""
         key, given = ("decode", site), jnp.asarray(values, self._precision)
         if key not in self._samplers:
             self._samplers[key] = decoding(self._program, site)

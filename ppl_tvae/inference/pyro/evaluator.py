@@ -106,7 +106,7 @@ class Evaluator:
         return self.posterior(plan, batch_index).mean[0]
 
     def decode(self, values: np.ndarray, site: str = "t") -> np.ndarray:
-        """E[x | the model's deterministic site has these values (batch, ...)]: frames (batch, S, ...)."""
+        """E[x | the model's site has these values (batch, ...)]: frames (batch, S, ...)."""
         given = torch.as_tensor(values).to(self._like)
         frames = self._like.new_zeros(len(values), *self._like.shape[1:])
         self._set_noise(0)
