@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import ppl_tvae
+from ppl_tvae import arguments as command_line
 from ppl_tvae import cli, data
 from ppl_tvae.assembly import assemble, lattice_of, load_program
 from ppl_tvae.config import Experiment
@@ -124,7 +125,7 @@ def test_counts_of_images_on_the_data_page():
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_command_is_understood(document, capsys):
     for arguments in commands(document):
-        cli._parser().parse_args(arguments)  # leaves with a message where it does not understand
+        command_line.command_parser().parse_args(arguments)  # leaves with a message where it does not understand
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -149,7 +150,7 @@ def test_options_exist(document):
 
 
 def _options_of(command):
-    (subparsers,) = [action for action in cli._parser()._actions if action.choices]
+    (subparsers,) = [action for action in command_line.command_parser()._actions if action.choices]
     return {option for action in subparsers.choices[command]._actions for option in action.option_strings}
 
 
