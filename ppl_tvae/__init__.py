@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ppl_tvae.pictures import traversal_sheet as traversal_sheet
     from ppl_tvae.program import Program as Program
     from ppl_tvae.report import write_report as write_report
+    from ppl_tvae.reproduction import reproduce as reproduce
     from ppl_tvae.runs import Run as Run
     from ppl_tvae.runs import open_run as open_run
     from ppl_tvae.training import resume as resume
@@ -40,6 +41,7 @@ _HOMES = {
     "Program": "program",
     "Run": "runs",
     "write_report": "report",
+    "reproduce": "reproduction",
     "open_run": "runs",
     "resume": "training",
     "train": "training",

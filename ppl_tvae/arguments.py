@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ppl_tvae.config import Experiment, setting_type
+from ppl_tvae.experiments import EXPERIMENTS
 from ppl_tvae.models import catalogue
 
 EXIT_BAD_INPUT = 2
@@ -16,6 +17,8 @@ _OF_A_PROGRAM = (
     "num_capsules", "capsule_dim", "hidden", "temporal_window", "spatial_width", "lattice", "lattice_weights", "mu",
     "mu_per", "epsilon", "precision",
 )  # fmt: skip
+# What may be another than the paper's; the table says so.
+_OF_A_REPRODUCTION = ("backend", "data", "data_dir", "likelihood", "steps", "device")
 
 
 def command_parser() -> argparse.ArgumentParser:
@@ -86,6 +89,19 @@ def command_parser() -> argparse.ArgumentParser:
     report.add_argument("directories", type=Path, nargs="+", metavar="RUN")
     report.add_argument("--out", type=Path, metavar="FILE.html", help="the page (report.html in the first run)")
     _add_place(report)
+
+    reproduce = _command(commands, "reproduce", "run an experiment of the paper, or go on with it, and print its table")
+    reproduce.add_argument("name", metavar="NAME", help=", ".join(EXPERIMENTS))
+    reproduce.add_argument("--budget", default="short", help="paper, its optimiser and length, or short (short)")
+    reproduce.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (1)")
+    reproduce.add_argument(
+        "--max-sequences", type=int, default=200, metavar="N", help="held-out sequences in every number (200)"
+    )
+    reproduce.add_argument("--out", type=Path, metavar="DIR", help="the folder of the runs (runs/NAME-BUDGET)")
+    reproduce.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    for setting in fields(Experiment):
+        if setting.name in _OF_A_REPRODUCTION:
+            _add_setting(reproduce, setting)
 
     data = _command(commands, "data", "list data sets, fetch one, or draw its sequences")
     data.add_argument("action", choices=("list", "fetch", "show"))

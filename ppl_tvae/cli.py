@@ -261,6 +261,23 @@ def _report(options: argparse.Namespace) -> None:
     _show(options, {"report": str(path)}, str(path))
 
 
+def _reproduce(options: argparse.Namespace) -> None:
+    from ppl_tvae import reproduction
+
+    if options.seeds < 1:
+        raise UserError(f"expected at least 1 seed, found {options.seeds}")
+    reproduced = reproduction.reproduce(
+        options.name,
+        budget=options.budget,
+        seeds=range(options.seeds),
+        max_sequences=options.max_sequences,
+        out=options.out,
+        **_given_settings(options),
+    )
+    text = reproduction.as_text(reproduced, markdown=options.markdown)
+    _show(options, reproduction.as_json(reproduced), text)
+
+
 def _models(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(catalogue.KINDS, indent=2))
@@ -307,6 +324,7 @@ _COMMANDS = {
     "diagnose": _diagnose,
     "figures": _figures,
     "report": _report,
+    "reproduce": _reproduce,
     "data": _data,
     "models": _models,
 }

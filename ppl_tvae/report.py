@@ -39,7 +39,7 @@ def write_report(
     path = path or runs[0].path / "report.html"
     for run in runs:
         for name, draw in (("reconstructions.png", reconstruction_sheet), ("traversals.png", traversal_sheet)):
-            if _is_older_than_parameters(run, f"figures/{name}"):
+            if not run.is_up_to_date(f"figures/{name}"):
                 draw(run, backend=backend, device=device)
     names = ", ".join(run.name for run in runs)
     sections = [_summary(runs), _training(runs), _estimates(runs), _equivariance(runs)]
@@ -87,7 +87,7 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
         found += [
             f"{name}: {file} is older than the parameters; make it again."
             for file in ("evaluation.json", "diagnosis.json")
-            if (run.path / file).exists() and _is_older_than_parameters(run, file)
+            if (run.path / file).exists() and not run.is_up_to_date(file)
         ]
         verdicts = {
             r["notes"]["verdict"] for r in run.evaluations() if "verdict" in r["notes"] and "guide_name" not in r
@@ -96,12 +96,6 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
             f"{name}, importance weights: {words}." for words in sorted(verdicts) if not words.startswith("reliable")
         ]
     return [Warning(text) for text in found]
-
-
-def _is_older_than_parameters(run: Run, file: str) -> bool:
-    """Whether a file of the run is missing or was written before its parameters."""
-    path, parameters = run.path / file, run.path / "parameters.safetensors"
-    return not path.exists() or path.stat().st_mtime < parameters.stat().st_mtime
 
 
 def _training(runs: Sequence[Run]) -> Section:

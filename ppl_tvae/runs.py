@@ -156,6 +156,11 @@ class Run:
         """The content of diagnosis.json, empty if there is none. Raises UserError if the file is damaged."""
         return self._json("diagnosis.json", b"{}")
 
+    def is_up_to_date(self, file: str) -> bool:
+        """Whether a file of the run is there and was written after its parameters."""
+        path, parameters = self.path / file, self.path / "parameters.safetensors"
+        return path.exists() and path.stat().st_mtime >= parameters.stat().st_mtime
+
     def figure(self, name: str) -> Path:
         """The path of a figure; its folder exists afterwards."""
         with writing_to(self.path):

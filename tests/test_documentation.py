@@ -141,7 +141,7 @@ def test_names_after_an_option_are_in_its_catalogue(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_options_exist(document):
-    documented = ("train", "new", "check", "evaluate", "diagnose", "compare", "figures", "report", "data")
+    documented = ("train", "new", "check", "evaluate", "diagnose", "compare", "figures", "report", "reproduce", "data")
     known = {option for command in documented for option in _options_of(command)}
     others = ("python -m benchmarks", "python examples/")
     lines = (line for line in document.read_text().splitlines() if not any(other in line for other in others))

@@ -1,0 +1,230 @@
+"""An experiment of the paper, run: every row and seed an ordinary run directory, and one table of them all.
+
+What is there already is kept: a finished run is not trained again, one that was interrupted goes on, and numbers that
+stand in evaluation.json and diagnosis.json are read from there.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from ppl_tvae.config import Experiment, experiment_from
+from ppl_tvae.diagnosis import equivariance_metrics
+from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.evaluation import evaluate
+from ppl_tvae.experiments import Column, Reproduction, experiment_of_the_paper
+from ppl_tvae.runs import Run, open_run, writing_to
+from ppl_tvae.training import CHANGEABLE, data_of, resume, train
+
+_PARTICLES = (10, 100)
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """values: label -> column's name -> one number per seed. header: what was done, line by line."""
+
+    header: tuple[str, ...]
+    columns: tuple[Column, ...]
+    values: Mapping[str, Mapping[str, Sequence[float]]]
+    published: Mapping[str, Mapping[str, str]]
+
+
+def reproduce(
+    name: str,
+    *,
+    budget: str = "short",
+    seeds: Sequence[int] = (0,),
+    max_sequences: int = 200,
+    out: Path | str | None = None,
+    quiet: bool = False,
+    **changes: Any,
+) -> Reproduced:
+    """Train, evaluate and tabulate an experiment of the paper (`experiments.EXPERIMENTS`) over seeds.
+
+    budget: "paper", its own optimiser and length, or "short". max_sequences: held-out sequences in every number.
+    out: the folder of the runs, by default runs/NAME-BUDGET. changes: settings of every run that differ from the
+    experiment's, such as steps, backend, data or device; the table names them. Raises UserError, or Diverged or
+    Interrupted of `loop`; called again, it goes on where it was.
+    """
+    experiment = experiment_of_the_paper(name)
+    if budget not in experiment.budgets:
+        raise unknown_name("budget", budget, experiment.budgets)
+    if not seeds:
+        raise UserError("expected at least one seed, found none")
+    if max_sequences < 1:
+        raise UserError(f"expected max_sequences of at least 1, found {max_sequences}")
+    if str(changes.get("data", "")).endswith(".npz"):
+        changes["data"] = os.path.abspath(os.path.expanduser(changes["data"]))  # as the run directories have it
+    folder = Path(out or Path("runs") / f"{name}-{budget}")
+    asked = list(_experiments(experiment, budget, seeds, changes))
+    resolved = [planned.resolved() for _, planned in asked]  # so that all are checked before the first is trained
+    count = len(data_of(resolved[0]).test_plan(max_sequences).image)
+    values: dict[str, dict[str, list[float]]] = {label: {} for label in experiment.rows}
+    for label, planned in asked:
+        run = _trained(planned, folder / f"{_slug(label)}-seed{planned.seed}", quiet)
+        for column, value in _numbers(run, experiment, count, planned.device, quiet).items():
+            values[label].setdefault(column, []).append(value)
+    header = _header(experiment, budget, seeds, count, resolved[0], changes)
+    reproduced = Reproduced(header, experiment.columns, values, experiment.published)
+    with writing_to(folder):
+        (folder / "table.md").write_text(as_text(reproduced, markdown=True) + "\n", encoding="utf-8")
+        (folder / "table.json").write_text(json.dumps(as_json(reproduced), indent=1) + "\n", encoding="utf-8")
+    return reproduced
+
+
+def as_text(reproduced: Reproduced, markdown: bool = False) -> str:
+    """The header, and a row per model: mean over seeds ± their standard deviation, where there are several."""
+    columns = [column for column in reproduced.columns if any(column.name in own for own in reproduced.values.values())]
+    cells = [["", *(f"{column.heading} [{column.convention}]" for column in columns)]]
+    for label, own in reproduced.values.items():
+        cells.append([label, *(_cell(own.get(column.name, ()), column, reproduced, label) for column in columns)])
+    widths = [max(map(len, texts)) for texts in zip(*cells, strict=True)]
+    lines = [
+        [
+            text.rjust(width) if place else text.ljust(width)
+            for place, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in cells
+    ]
+    if markdown:
+        ruled = [lines[0], ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], *lines[1:]]
+        return "\n\n".join(["\n".join(f"- {line}" for line in reproduced.header), "\n".join(map(_piped, ruled))])
+    return "\n".join([*reproduced.header, "", *("  ".join(line).rstrip() for line in lines)])
+
+
+def as_json(reproduced: Reproduced) -> dict[str, Any]:
+    """The same as plain values, with one number per seed."""
+    return {
+        "header": list(reproduced.header),
+        "columns": {column.name: column.convention for column in reproduced.columns},
+        "values": {
+            label: {name: list(seeds) for name, seeds in own.items()} for label, own in reproduced.values.items()
+        },
+        "published": {label: dict(own) for label, own in reproduced.published.items()},
+    }
+
+
+def _experiments(
+    experiment: Reproduction, budget: str, seeds: Sequence[int], changes: Mapping[str, Any]
+) -> Iterator[tuple[str, Experiment]]:
+    """Every run, seed by seed, so that a table over the first seeds is there before the next begin."""
+    for seed in seeds:
+        for label, row in experiment.rows.items():
+            settings = {"data": experiment.data, **experiment.settings, **experiment.budgets[budget], **row}
+            yield label, experiment_from({**settings, **changes, "seed": seed})
+
+
+def _trained(experiment: Experiment, path: Path, quiet: bool) -> Run:
+    """The run of this experiment at this path: found finished, gone on with, or trained. Raises UserError."""
+    if not (path / "config.toml").exists():
+        return train(experiment, path, quiet=quiet)
+    run = open_run(path)
+    _check_is(run, experiment)
+    done = max((row["step"] for row in run.metrics()), default=-1)
+    return run if done >= experiment.steps else resume(path, device=experiment.device, quiet=quiet)
+
+
+def _check_is(run: Run, experiment: Experiment) -> None:
+    """Raises UserError where the run at hand is another than the one that is asked for."""
+    expected = experiment.resolved()
+    for setting in fields(Experiment):
+        found, value = getattr(run.experiment, setting.name), getattr(expected, setting.name)
+        place = setting.name in CHANGEABLE and setting.name != "steps"
+        if found != value and not place and value is not None:
+            raise UserError(
+                f"expected {setting.name} {value!r} in '{run.path}', found {found!r}: it is a run of other settings; "
+                f"choose another --out"
+            )
+
+
+def _numbers(run: Run, experiment: Reproduction, count: int, device: str, quiet: bool) -> dict[str, float]:
+    """Every number of the columns that the run has, measured now where it is not in its files yet."""
+    wanted = {column.name for column in experiment.columns if column.of == "evaluation"}
+    evaluated = _current(run, "evaluation.json", run.evaluations(), count)
+    if not wanted <= set(evaluated):
+        evaluate(
+            run,
+            estimators=("elbo", "iwae", "released-is"),
+            particles=_PARTICLES,
+            max_sequences=count,
+            device=device,
+            quiet=quiet,
+        )
+        evaluated = _current(run, "evaluation.json", run.evaluations(), count)
+    diagnosed = _current(run, "diagnosis.json", run.diagnosis().get("equivariance", []), count)
+    if not diagnosed:
+        found = equivariance_metrics(run, num_sequences=count, device=device, quiet=quiet)
+        run.save_diagnosis(run.diagnosis() | {"equivariance": found})
+        diagnosed = _current(run, "diagnosis.json", found, count)
+    values = evaluated | diagnosed
+    return {column.name: values[column.name] for column in experiment.columns if column.name in values}
+
+
+def _current(run: Run, file: str, records: Sequence[Mapping[str, Any]], count: int) -> dict[str, float]:
+    """Values by column, of records that are of these parameters and of the first `count` test sequences."""
+    asked = {"num_sequences": count, "split": "test", "seed": 0}
+    if not run.is_up_to_date(file):
+        return {}
+    return {
+        _name(record): record["value"]
+        for record in records
+        if asked.items() <= record.items() and "guide_name" not in record
+    }
+
+
+def _name(record: Mapping[str, Any]) -> str:
+    if "metric" in record:
+        return record["metric"]
+    counted = record["estimator"] in ("iwae", "released-is")
+    return record["estimator"] + (f"-{record['num_particles']}" if counted else "")
+
+
+def _header(
+    experiment: Reproduction,
+    budget: str,
+    seeds: Sequence[int],
+    count: int,
+    first: Experiment,
+    changes: Mapping[str, Any],
+) -> tuple[str, ...]:
+    """What was done, in words; first: one of the resolved experiments, which share what is said here."""
+    own, paper = experiment.budgets[budget], experiment.budgets["paper"]
+    length = f"{first.steps:,} steps of {first.batch_size} sequences, {first.optimizer} at {first.learning_rate:g}"
+    if own["steps"] != first.steps:
+        length += f" (the budget '{budget}' has {own['steps']:,} steps)"
+    if budget != "paper":
+        length += f"; the paper: {paper['steps']:,} of {paper['batch_size']}, {paper['optimizer']} at "
+        length += f"{paper['learning_rate']:g}"
+    over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed: no spread is known"
+    score = ", a score of grey pixels and no density" if first.likelihood == "bernoulli-grey" else ""
+    other = [f"changed: {', '.join(f'{name} = {value}' for name, value in changes.items())}"] if changes else []
+    return (
+        experiment.title,
+        f"{first.backend}, data {first.data}, {length}",
+        f"likelihood {first.likelihood}{score}; {count} held-out sequences; {over}",
+        "likelihoods in nats per frame, up is better; released IS is no bound; of errors down is better",
+        *other,
+    )
+
+
+def _cell(values: Sequence[float], column: Column, reproduced: Reproduced, label: str) -> str:
+    if not values:
+        return "-"
+    digits = 4 if "image" in column.name else 2 if column.of == "evaluation" else 0
+    text = f"{mean(values):,.{digits}f}" + (f" ± {stdev(values):,.{digits}f}" if len(values) > 1 else "")
+    published = reproduced.published.get(label, {}).get(column.heading)
+    return f"{text} (paper {published})" if published else text
+
+
+def _piped(line: Sequence[str]) -> str:
+    return f"| {' | '.join(line)} |"
+
+
+def _slug(label: str) -> str:
+    """`tvae, L = 1/2 S` -> `tvae-1-2`."""
+    return re.sub(r"[^a-z0-9]+", "-", re.sub(r"\b[LS]\b", " ", label)).strip("-")

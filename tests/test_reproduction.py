@@ -1,0 +1,156 @@
+"""Experiments of the paper from one command: what is trained, what is kept, what the table says."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ppl_tvae import cli, experiments, reproduction
+from ppl_tvae.config import Experiment, experiment_from
+from ppl_tvae.data import open_data
+from ppl_tvae.errors import UserError
+from ppl_tvae.runs import open_run
+from tests.small_runs import small_images
+
+FEW = {"num_timesteps": 4, "num_capsules": 2, "capsule_dim": 4, "hidden": (8,)}
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """Table 1 with two of its rows, small; the folder of its runs and the data."""
+    table = experiments.EXPERIMENTS["table1"]
+    rows = {"tvae, L = 1/2 S": {"model": "tvae", "temporal_window": 4}, "vae": {"model": "vae"}}
+    short = {**table.budgets["short"], "steps": 6, "log_every": 3, "evaluate_every": 3, "validation_sequences": 8}
+    few = replace(table, rows=rows, settings=FEW, budgets={"paper": table.budgets["paper"], "short": short})
+    monkeypatch.setitem(experiments.EXPERIMENTS, "table1", few)
+    return tmp_path / "runs", {"data": str(small_images(tmp_path)), "quiet": True, "max_sequences": 5}
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+@pytest.mark.parametrize("budget", ["paper", "short"])
+def test_every_run_of_every_experiment_is_one_that_can_be_trained(name, budget):
+    table = experiments.EXPERIMENTS[name]
+    for row in table.rows.values():
+        settings = {"data": table.data, **table.settings, **table.budgets[budget], **row}
+        resolved = experiment_from(settings).resolved()
+        for setting, value in settings.items():
+            assert getattr(resolved, setting) == value, setting
+
+
+def test_the_papers_settings_of_table_1():
+    """The kernels of the released code, and 100 epochs of 48,000 images in batches of 8."""
+    table = experiments.EXPERIMENTS["table1"]
+    windows = {label: (row["model"], row.get("temporal_window")) for label, row in table.rows.items()}
+    assert list(windows.values()) == [
+        ("tvae", 18), ("tvae", 13), ("tvae", 5), ("bubble", 5), ("static", None), ("vae", None)
+    ]  # fmt: skip
+    assert table.budgets["paper"]["steps"] == 100 * 48_000 // 8
+    paper = experiment_from({**table.settings, **table.budgets["paper"]})
+    assert (paper.optimizer, paper.learning_rate, paper.momentum) == ("sgd", 1e-4, 0.9)
+    assert (paper.mu, paper.epsilon) == (None, 1e-6)
+    assert paper.resolved().mu == 30
+
+
+def test_a_table_of_runs_that_are_ordinary_run_directories(small):
+    folder, settings = small
+    found = reproduction.reproduce("table1", out=folder, seeds=(0, 1), **settings)
+    assert sorted(path.name for path in folder.iterdir() if path.is_dir()) == [
+        "tvae-1-2-seed0", "tvae-1-2-seed1", "vae-seed0", "vae-seed1"
+    ]  # fmt: skip
+    for label, slug in {"tvae, L = 1/2 S": "tvae-1-2", "vae": "vae"}.items():
+        runs = [open_run(folder / f"{slug}-seed{seed}") for seed in (0, 1)]
+        assert [run.experiment.seed for run in runs] == [0, 1]
+        elbos = [record["value"] for run in runs for record in run.evaluations() if record["estimator"] == "elbo"]
+        assert found.values[label]["elbo"] == elbos
+        metrics = [{r["metric"]: r["value"] for r in run.diagnosis()["equivariance"]} for run in runs]
+        assert found.values[label]["equivariance_error"] == [own["equivariance_error"] for own in metrics]
+    text = reproduction.as_text(found)
+    elbos = found.values["vae"]["elbo"]
+    assert f"{np.mean(elbos):,.2f} ± {np.std(elbos, ddof=1):,.2f}" in text
+    assert "(paper 13,274)" in text
+    assert "5 held-out sequences; mean ± standard deviation over 2 seeds" in text
+    assert (folder / "table.md").read_text().count("\n| ") == 4  # ruled: heading, rule, two rows
+    assert json.loads((folder / "table.json").read_text())["values"]["vae"]["elbo"] == elbos
+
+
+def test_what_is_there_is_kept_and_what_was_interrupted_goes_on(small, monkeypatch):
+    folder, settings = small
+    trained = []
+    train, resume = reproduction.train, reproduction.resume
+    monkeypatch.setattr(reproduction, "train", lambda *args, **kw: trained.append("train") or train(*args, **kw))
+    monkeypatch.setattr(reproduction, "resume", lambda *args, **kw: trained.append("resume") or resume(*args, **kw))
+    whole = reproduction.reproduce("table1", out=folder, **settings)
+    assert trained == ["train", "train"]
+
+    run = open_run(folder / "vae-seed0")
+    state = sorted((run.path / "state").glob("*.safetensors"))
+    state[-1].unlink()  # as if it had been killed after the checkpoint of step 3
+    run.forget_metrics_after(3)
+    assert run.checkpoint().step == 3
+    assert reproduction.reproduce("table1", out=folder, **settings).values == whole.values
+    assert trained == ["train", "train", "resume"]
+
+
+def test_numbers_of_older_parameters_or_of_fewer_sequences_are_measured_anew(small, monkeypatch):
+    folder, settings = small
+    reproduction.reproduce("table1", out=folder, **settings)
+    more = reproduction.reproduce("table1", out=folder, **(settings | {"max_sequences": 7}))
+    run = open_run(folder / "vae-seed0")
+    by_count = {r["num_sequences"]: r["value"] for r in run.evaluations() if r["estimator"] == "elbo"}
+    assert set(by_count) == {5, 7}
+    assert more.values["vae"]["elbo"] == [by_count[7]]
+
+    run.save_parameters({name: 2 * value for name, value in run.parameters().items()})
+    assert not run.is_up_to_date("evaluation.json")
+    again = reproduction.reproduce("table1", out=folder, **(settings | {"max_sequences": 7}))
+    assert again.values["vae"]["elbo"] != more.values["vae"]["elbo"]
+    assert again.values["vae"]["equivariance_error"] != more.values["vae"]["equivariance_error"]
+    assert again.values["tvae, L = 1/2 S"] == more.values["tvae, L = 1/2 S"]
+
+
+def test_a_shrunk_table_says_so(small):
+    folder, settings = small
+    found = reproduction.reproduce("table1", out=folder, steps=3, **settings)
+    text = reproduction.as_text(found)
+    assert "3 steps of 8 sequences, adam at 0.001 (the budget 'short' has 6 steps); the paper: 600,000 of 8" in text
+    assert "changed: steps = 3, data = " in text
+    with pytest.raises(UserError, match=r"expected steps 6 in .*, found 3: .*choose another --out"):
+        reproduction.reproduce("table1", out=folder, **settings)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["table9"], "expected the name of an experiment of the paper, found 'table9'; did you mean 'table1'?"),
+        (["table1", "--budget", "long"], "expected the name of a budget, found 'long'; choose one of paper, short."),
+        (["table1", "--seeds", "0"], "expected at least 1 seed, found 0"),
+        (["table1", "--max-sequences", "0"], "expected max_sequences of at least 1, found 0"),
+        (["table1", "--steps", "0"], "expected steps of at least 1, found 0"),
+    ],
+)
+def test_mistakes_are_one_sentence(arguments, words, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["reproduce", *arguments, "--data", "digits"]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_from_the_command_line(small, capsys):
+    folder, settings = small
+    arguments = ["reproduce", "table1", "--data", settings["data"], "--max-sequences", "5", "--out", str(folder)]
+    assert cli.main(arguments) == 0
+    text = capsys.readouterr().out
+    assert cli.main([*arguments, "--markdown"]) == 0
+    assert capsys.readouterr().out == (folder / "table.md").read_text()
+    assert "one seed: no spread is known" in text
+    assert "E_eq [paper]" in text
+    assert "centred E_eq [ours]" in text
+
+
+def test_the_data_of_table_1_has_the_papers_split():
+    """80 % of the training images train: 48,000 of MNIST's 60,000; here the share, of the digits."""
+    data = open_data("digits", num_timesteps=18, validation_fraction=Experiment().validation_fraction)
+    assert len(data.train) == round(0.8 * (len(data.train) + len(data.validation)))
