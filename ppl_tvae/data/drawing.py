@@ -58,14 +58,15 @@ def _filled(corners: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     run, height = np.where(falls, x1 - x0, x0 - x1), np.abs(y1 - y0)
     half = SUBPIXELS // 2
     first, last = (upper - half) // SUBPIXELS + 1, (upper + height - half) // SUBPIXELS  # upper < centre <= lower
-    flips = np.zeros(len(x0) * SIZE * (SIZE + 1), np.int32)
     image = np.broadcast_to(np.arange(len(x0))[:, None], first.shape)
+    flips = []
     for further in range(int((last - first).max(initial=-1)) + 1):
         row = first + further
         crossed = (row <= last) & (row >= 0) & (row < SIZE)
-        below, number = (row * SUBPIXELS + half - upper)[crossed], image[crossed] * SIZE + row[crossed]
-        # the first pixel whose centre is not left of the crossing, left + run * below / height, rounded up
-        rise = height[crossed]
+        below, rise = (row * SUBPIXELS + half - upper)[crossed], height[crossed]
+        # the first pixel whose centre is not left of the crossing, left + run * below / rise, rounded up
         column = -(((half - left[crossed]) * rise - run[crossed] * below) // (rise * SUBPIXELS))
-        flips += np.bincount(number * (SIZE + 1) + np.clip(column, 0, SIZE), minlength=len(flips)).astype(np.int32)
-    return np.bitwise_xor.accumulate(flips.reshape(-1, SIZE, SIZE + 1)[..., :SIZE].astype(np.uint8) & 1, axis=-1)
+        flips.append((image[crossed] * SIZE + row[crossed]) * (SIZE + 1) + np.clip(column, 0, SIZE))
+    count = np.bincount(np.concatenate(flips), minlength=len(x0) * SIZE * (SIZE + 1))
+    odd = (count & 1).astype(np.uint8).reshape(-1, SIZE, SIZE + 1)[..., :SIZE]
+    return np.bitwise_xor.accumulate(odd, axis=-1)
