@@ -11,8 +11,15 @@ from ppl_tvae.data.images import Source
 from ppl_tvae.data.motions import moving_sprite_factors, split_motions
 from ppl_tvae.data.plans import Plan, fixed_plan, training_plans
 from ppl_tvae.data.rendering import (
-    FactorTables, ImageTables, SequenceTables, Tables, factor_indices, factor_tables, image_tables, plain_tables,
-)  # fmt: skip
+    FactorTables,
+    ImageTables,
+    SequenceTables,
+    Tables,
+    factor_indices,
+    factor_tables,
+    image_tables,
+    plain_tables,
+)
 from ppl_tvae.data.sources import load_source
 from ppl_tvae.data.sprites import MOVING
 from ppl_tvae.data.transforms import FACTORS, PLAIN, factor_values, in_perspective, moving_factors

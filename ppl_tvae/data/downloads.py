@@ -70,9 +70,7 @@ FILE_SETS = {
     ),
     "dsprites": FileSet(
         name="dsprites",
-        files=(
-            RemoteFile("dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz", "7da33b31b13a06f4b04a70402ce90c2e"),
-        ),
+        files=(RemoteFile("dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz", "7da33b31b13a06f4b04a70402ce90c2e"),),
         mirrors=("https://github.com/google-deepmind/dsprites-dataset/raw/master/",),
     ),
 }

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -56,16 +57,18 @@ def _read(path: Path, key: str, picked: Sequence[np.ndarray]) -> np.ndarray:
             found, fortran, dtype = _header(member)
             if found != expected or fortran or dtype != np.uint8:
                 raise UserError(
-                    f"expected '{key}' of shape {expected} and uint8 in {path}, found {found} of {dtype}; fetch it anew."
+                    f"expected '{key}' of shape {expected} and uint8 in {path}, found {found} of {dtype}; fetch it."
                 )
             return _rows(member, ROW_SHAPES[key], picked)
     except OSError as error:
         raise UserError(f"expected to read {path}, found '{error.strerror or error}'; check the file.") from None
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
-        raise UserError(f"expected dSprites' '{key}' in {path}, found a damaged or different file; fetch it anew.") from None
+        raise UserError(
+            f"expected dSprites' '{key}' in {path}, found a damaged or other file; fetch it anew."
+        ) from None
 
 
-def _header(member: "zipfile.ZipExtFile | object") -> tuple[tuple[int, ...], bool, np.dtype]:
+def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Shape, order and type of an array in the .npy format; raises ValueError for another one."""
     version = np.lib.format.read_magic(member)
     read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -74,7 +77,7 @@ def _header(member: "zipfile.ZipExtFile | object") -> tuple[tuple[int, ...], boo
     return read[version](member)
 
 
-def _rows(member: "zipfile.ZipExtFile", row_shape: tuple[int, ...], picked: Sequence[np.ndarray]) -> np.ndarray:
+def _rows(member: IO[bytes], row_shape: tuple[int, ...], picked: Sequence[np.ndarray]) -> np.ndarray:
     """Block after block of all positions, since a compressed file has to be read in its order."""
     from tqdm import tqdm
 

@@ -97,8 +97,13 @@ def plain_tables(images: np.ndarray, num_timesteps: int) -> PlainTables:
 def factor_tables(packed: np.ndarray, sizes: tuple[int, ...], moves: np.ndarray, num_timesteps: int) -> FactorTables:
     """The tables of (N, H, W/8) packed images of all combinations of factors; moves: (num_transforms, F) bool."""
     strides = np.append(np.cumprod(sizes[:0:-1])[::-1], 1)
-    whole = (np.asarray(each, np.int32) for each in (sizes, strides))
-    return FactorTables(packed, *whole, moves=moves, time=np.arange(num_timesteps, dtype=np.int32))
+    return FactorTables(
+        packed,
+        sizes=np.array(sizes, np.int32),
+        strides=strides.astype(np.int32),
+        moves=moves,
+        time=np.arange(num_timesteps, dtype=np.int32),
+    )
 
 
 def render(tables: Tables, plan: Plan, binarize: bool = False) -> Array:

@@ -1,7 +1,7 @@
 """The moving factors of the paper and their S values: rotation, scale, hue.
 
-Rotation (flat, or in perspective) and scale become one table of where each output pixel comes from; hue a table of colours. Both are made once,
-by NumPy, and read on the device by `rendering.py`.
+Rotation (flat, or in perspective) and scale become one table of where each output pixel comes from; hue a table of
+colours. Both are made once, by NumPy, and read on the device by `rendering.py`.
 """
 
 import colorsys
