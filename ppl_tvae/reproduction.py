@@ -171,7 +171,7 @@ def _numbers(run: Run, experiment: Reproduction, count: int, device: str, quiet:
 def _current(
     run: Run, file: str, records: Sequence[Mapping[str, Any]], count: int, tested: Sequence[str]
 ) -> dict[str, float]:
-    """Values by column, of records of these parameters and of the first `count` test sequences with these transforms."""
+    """Values by column, of these parameters and of the first `count` test sequences with these transforms."""
     asked = {"num_sequences": count, "split": "test", "seed": 0}
     if not run.is_up_to_date(file):
         return {}
