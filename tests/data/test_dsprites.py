@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppl_tvae.data import dsprites, downloads, open_data
+from ppl_tvae.data import downloads, dsprites, open_data
 from ppl_tvae.data.dsprites import packed_archive, read_dsprites
 from ppl_tvae.data.sprites import load_sprites
 from ppl_tvae.errors import UserError
