@@ -134,7 +134,7 @@ def test_tested_on_other_transforms_than_trained_on(runs):
     assert metrics[0][0]["value"] != metrics[1][0]["value"]
 
     ppl_tvae.evaluate(theirs, **settings)
-    with pytest.raises(ppl_tvae.UserError, match="found transforms 'rotation.hue' in 'numpyro' and 'rotation, scale"):
+    with pytest.raises(ppl_tvae.UserError, match=r"found transforms 'rotation\+hue' in 'numpyro' and 'rotation, scale"):
         ppl_tvae.compare([ours, theirs])
     ppl_tvae.evaluate(theirs, transforms=("rotation+hue",), **settings)
     compared = ppl_tvae.compare([ours, theirs])

@@ -36,9 +36,8 @@ def test_every_pixel_is_inside_by_definition(shape: str) -> None:
     x[:3], y[:3] = 0.5 / 32, 0.9 / 32  # and through pixels' centres
     images = np.unpackbits(drawn(SHAPES.index(shape), scale, orientation, x, y), axis=-1)
     for n in range(40):
-        turn = np.array(
-            [[np.cos(orientation[n]), -np.sin(orientation[n])], [np.sin(orientation[n]), np.cos(orientation[n])]]
-        )
+        cosine, sine = np.cos(orientation[n]), np.sin(orientation[n])
+        turn = np.array([[cosine, -sine], [sine, cosine]])
         corners = outline(SHAPES.index(shape)) @ turn * scale[n] + 16 + 32 * np.array([x[n], y[n]])
         np.testing.assert_array_equal(images[n], filled(np.round(corners * SUBPIXELS).astype(int)), err_msg=str(n))
 
@@ -82,9 +81,8 @@ def test_many_and_none() -> None:
     ones = np.ones(1500)
     together = drawn(2, ones, 0.7 * ones, x, 1 - x)
     for n in (0, 1023, 1024, 1499):
-        np.testing.assert_array_equal(
-            together[n], drawn(2, ones[:1], 0.7 * ones[:1], x[n : n + 1], 1 - x[n : n + 1])[0]
-        )
+        alone = drawn(2, ones[:1], 0.7 * ones[:1], x[n : n + 1], 1 - x[n : n + 1])[0]
+        np.testing.assert_array_equal(together[n], alone)
     assert drawn(0, *np.empty((4, 0))).shape == (0, 64, 8)
 
 

@@ -41,14 +41,13 @@ def test_moving_factors() -> None:
 
 def test_perspective_takes_the_place_of_rotation() -> None:
     transforms = ("perspective", "hue", "perspective+hue", "rotation")
-    np.testing.assert_array_equal(
-        moving_factors(transforms), moving_factors(("rotation", "hue", "rotation+hue", "rotation"))
-    )
+    flat = ("rotation", "hue", "rotation+hue", "rotation")
+    np.testing.assert_array_equal(moving_factors(transforms), moving_factors(flat))
     assert in_perspective(transforms) == [True, False, True, False]
 
 
-def projected(x: np.ndarray, y: np.ndarray, degrees: float, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where a camera shows the points (x, y), with the released code's matrices: to space, turned, moved off, and back.
+def camera(degrees: float, height: int, width: int) -> np.ndarray:
+    """(3, 3), the released code's matrices: a point (x, y, 1) of the image to space, turned, moved off, and projected.
 
     The focal length, which is also the distance, is half the diagonal over sin(angle).
     """
@@ -59,24 +58,23 @@ def projected(x: np.ndarray, y: np.ndarray, degrees: float, height: int, width: 
     in_plane = np.array([[cosine, -sine, 0, 0], [sine, cosine, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
     away = np.eye(4)
     away[2, 3] = focal
-    camera = np.array([[focal, 0, 0, 0], [0, focal, 0, 0], [0, 0, 1, 0]])
-    points = np.stack([x, y, np.ones_like(x)])
-    across, down, depth = np.tensordot(camera @ away @ about_vertical @ in_plane @ to_space, points, axes=1)
-    return across / depth, down / depth
+    projection = np.array([[focal, 0, 0, 0], [0, focal, 0, 0], [0, 0, 1, 0]])
+    return projection @ away @ about_vertical @ in_plane @ to_space
 
 
 @pytest.mark.parametrize("degrees", [20, 80, 100, 160, 200, 250, 340])
 @pytest.mark.parametrize("scale", [0.6, 1.0])
 def test_perspective_is_the_projection_of_a_turned_plane(degrees: float, scale: float) -> None:
-    """Every place that an output pixel is read from is projected on to that pixel."""
+    """Against the inverse of the matrix, wherever either says that a pixel shows the image."""
     rows, columns = perspective_coordinates(28, 26, degrees, scale)
-    seen = (rows > -1) & (rows < 28) & (columns > -1) & (columns < 26)
-    assert seen.sum() > 20
-    across, down = projected(columns - 12.5, rows - 13.5, degrees, 28, 26)
-    expected_down, expected_across = np.mgrid[:28, :26] - np.array([13.5, 12.5])[:, None, None]
-    # Places are rounded to 1/256 pixel, and a plane seen from its side shows many of them within a pixel.
-    np.testing.assert_allclose(across[seen] * scale, expected_across[seen], atol=0.02)
-    np.testing.assert_allclose(down[seen] * scale, expected_down[seen], atol=0.02)
+    down, right = np.mgrid[:28, :26] - np.array([13.5, 12.5])[:, None, None]
+    points = np.tensordot(np.linalg.inv(camera(degrees, 28, 26)), [right / scale, down / scale, 1 + 0 * down], axes=1)
+    expected = points[1] / points[2] + 13.5, points[0] / points[2] + 12.5
+    seen = [(r > -1) & (r < 28) & (c > -1) & (c < 26) for r, c in ((rows, columns), expected)]
+    either = seen[0] | seen[1]
+    assert either.sum() > 20
+    for found, place in zip((rows, columns), expected, strict=True):
+        np.testing.assert_allclose(found[either], place[either], rtol=0, atol=1 / 512 + 1e-9)
 
 
 def test_perspective_at_no_turn_and_at_half_a_turn() -> None:
