@@ -60,6 +60,8 @@ def _read(path: Path, key: str, picked: Sequence[np.ndarray]) -> np.ndarray:
                     f"expected '{key}' of shape {expected} and uint8 in {path}, found {found} of {dtype}; fetch it."
                 )
             return _rows(member, ROW_SHAPES[key], picked)
+    except UserError:
+        raise
     except OSError as error:
         raise UserError(f"expected to read {path}, found '{error.strerror or error}'; check the file.") from None
     except (KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
