@@ -60,6 +60,7 @@ def command_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--leapfrog-steps", dest="num_leapfrog_steps", type=int, metavar="L", help="per move (10)")
     evaluate.add_argument("--chains", dest="num_chains", type=int, metavar="M", help="per sequence (1)")
     evaluate.add_argument("--split", default="test", help="train, validation or test")
+    _add_transforms(evaluate)
     evaluate.add_argument("--max-sequences", type=int, default=200, metavar="N", help="the first N (200)")
     evaluate.add_argument("--seed", type=int, default=0, help="seed of the draws from the guide")
     _add_place(evaluate)
@@ -78,6 +79,7 @@ def command_parser() -> argparse.ArgumentParser:
     )
     diagnose.add_argument("--simulated", type=int, default=64, metavar="N", help="sequences, for calibration (64)")
     diagnose.add_argument("--split", default="test", help="train, validation or test")
+    _add_transforms(diagnose)
     diagnose.add_argument("--seed", type=int, default=0, help="seed of the draws")
     _add_place(diagnose)
 
@@ -142,6 +144,11 @@ def _add_setting(command: argparse.ArgumentParser, setting: Field[Any]) -> None:
 def _add_place(command: argparse.ArgumentParser) -> None:
     command.add_argument("--backend", help="numpyro or pyro; the run's own unless given")
     command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+
+
+def _add_transforms(command: argparse.ArgumentParser) -> None:
+    text = "what moves in the sequences, where that is something else than in training"
+    command.add_argument("--transforms", type=_list_of(str), metavar="NAME,...", help=text)
 
 
 def _list_of(kind: type) -> Any:

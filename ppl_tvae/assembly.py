@@ -17,7 +17,7 @@ def assemble(experiment: Experiment, backend: str) -> Program:
     if experiment.program_file is not None:
         return load_program(experiment.program_file)
     S, C, D = experiment.num_timesteps, experiment.num_capsules, experiment.capsule_dim
-    assert None not in (S, C, D), "a resolved experiment"
+    assert None not in (S, C, D, experiment.hidden), "a resolved experiment"
     return import_module(f"ppl_tvae.models.{backend}").build(
         lattice_of(experiment),
         (S, C, D),

@@ -12,7 +12,7 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.runs import Run
 
 # What must be the same for two numbers to measure the same thing.
-_CONDITIONS = ("likelihood", "data", "split", "num_timesteps", "unit")
+_CONDITIONS = ("likelihood", "data", "transforms", "split", "num_timesteps", "unit")
 ON_OWN_DATA = ("sandwich-lower", "sandwich-upper")  # each run's own simulations: nothing to pair
 
 
@@ -41,11 +41,13 @@ class Comparison(NamedTuple):
 def compare(runs: Sequence[Run]) -> Comparison:
     """The newest estimates of each run. Raises UserError where they do not measure the same thing."""
     check_names(runs)
-    records = {run.name: _by_estimator(run) for run in runs}
+    conditions, records = {}, {}
+    for run in runs:
+        conditions[run.name], records[run.name] = _newest(run)
     first_name = next(iter(records))
-    condition = _condition(records[first_name])
-    for name, own in records.items():
-        _check_same(first_name, condition, name, _condition(own))
+    condition = conditions[first_name]
+    for name, own_condition in conditions.items():
+        _check_same(first_name, condition, name, own_condition)
     estimates = {name: {key: _entry(record) for key, record in own.items()} for name, own in records.items()}
     differences = {
         name: {
@@ -110,11 +112,13 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _by_estimator(run: Run) -> dict[str, dict[str, Any]]:
+def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The conditions of a run's newest estimate, and the newest of each estimator under these."""
     records = run.evaluations()
     if not records:
         raise UserError(f"expected estimates in '{run.path}', found none; run ppl-tvae evaluate {run.path} first")
-    return {_label(record): record for record in records}
+    newest = _condition(records[-1], run)
+    return newest, {_label(record): record for record in records if _condition(record, run) == newest}
 
 
 def _label(record: dict[str, Any]) -> str:
@@ -129,8 +133,9 @@ def _label(record: dict[str, Any]) -> str:
     return name
 
 
-def _condition(records: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    return {key: next(iter(records.values()))[key] for key in _CONDITIONS}
+def _condition(record: dict[str, Any], run: Run) -> dict[str, Any]:
+    tested = record.get("transforms", run.experiment.transforms or ())  # older records are of what was trained on
+    return {key: record.get(key) for key in _CONDITIONS} | {"transforms": ", ".join(tested)}
 
 
 def _check_same(first: str, condition: dict[str, Any], name: str, other: dict[str, Any]) -> None:
@@ -146,7 +151,8 @@ def _header(condition: dict[str, Any], records: dict[str, dict[str, dict[str, An
     counts = sorted({record["num_sequences"] for own in records.values() for record in own.values()})
     grey = condition["likelihood"] == "bernoulli-grey"
     return (
-        f"{condition['unit']} ± standard error over sequences, up is better; {condition['data']}, "
+        f"{condition['unit']} ± standard error over sequences, up is better; {condition['data']} "
+        f"({condition['transforms']}), "
         f"{condition['split']} sequences ({' or '.join(map(str, counts))}), likelihood {condition['likelihood']}"
         + (" (a score, not a log-density)" if grey else "")
     )

@@ -15,6 +15,10 @@ from typing import Any, get_args, get_origin, get_type_hints
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.models import catalogue
 
+# Sets whose default sizes are the paper's for dSprites, and what moves in them; `data.sprites` makes them.
+SPRITES = ("dsprites", "sprites", "sprites-cyclic")
+SPRITE_TRANSFORMS = ("scale", "orientation", "posX", "posY")
+
 
 def _setting(default: Any, description: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": description, **metadata})
@@ -36,17 +40,26 @@ class Experiment:
     alpha: float | None = _setting(None, "order of the renyi bound: 0 is iwae, 1 is elbo (0.5)")
     kl_warmup_steps: int = _setting(0, "of elbo: steps over which the weight of the KL part rises from 0 to 1")
 
-    data: str = _setting("digits", "digits, mnist, fashion-mnist, or your own images or sequences, PATH.npz")
+    data: str = _setting(
+        "digits", "digits, mnist, fashion-mnist, sprites, sprites-cyclic, dsprites, or your own, PATH.npz"
+    )
     data_dir: str = _setting("", "folder that holds the data files (else PPL_TVAE_DATA, else a cache folder)")
-    transforms: tuple[str, ...] | None = _setting(None, "what moves, one per sequence: rotation, scale, hue, or none")
-    num_timesteps: int | None = _setting(None, "frames in a sequence, S (18; torus 1)")
+    transforms: tuple[str, ...] | None = _setting(
+        None,
+        "what moves, one per sequence: rotation, scale, hue, or none; of sprites scale, orientation, posX, posY",
+    )
+    num_timesteps: int | None = _setting(None, "frames in a sequence, S (18; sprites 15; torus 1)")
     validation_fraction: float = _setting(0.2, "share of the training images held out to choose the best parameters")
 
-    num_capsules: int | None = _setting(None, "capsules, C (18; torus 1)")
-    capsule_dim: int | None = _setting(None, "positions in a capsule, D (18; torus 324, a square)")
-    hidden: tuple[int, ...] = _setting((972, 648), "hidden layers of the encoders; the decoder mirrors them")
-    temporal_window: int | None = _setting(None, "frames that share variance (tvae 13/18 of S; bubble 5)")
-    spatial_width: int | None = _setting(None, "positions that share variance at one time, K (3; torus 5)")
+    num_capsules: int | None = _setting(None, "capsules, C (18; sprites 15; torus 1)")
+    capsule_dim: int | None = _setting(None, "positions in a capsule, D (18; sprites 15; torus 324, a square)")
+    hidden: tuple[int, ...] | None = _setting(
+        None, "hidden layers of the encoders, mirrored by the decoder (972,648; sprites 675,450)"
+    )
+    temporal_window: int | None = _setting(None, "frames that share variance (tvae 13/18 of S, sprites 2/3; bubble 5)")
+    spatial_width: int | None = _setting(
+        None, "positions that share variance at one time, K (3; sprites: tvae 1, bubble 5; torus 5)"
+    )
     lattice: str = _setting("", "your own W instead: PATH.npy, a matrix of (S*D, S*D)")
     lattice_weights: str = _setting(
         "fixed", "of W: fixed, or a learned positive factor each", choices=("fixed", "learned")
@@ -218,16 +231,18 @@ def _check_numbers(experiment: Experiment) -> None:
         raise UserError(f"expected momentum below 1, found {experiment.momentum}")
     if experiment.learning_rate is not None and not experiment.learning_rate > 0:
         raise UserError(f"expected a positive learning_rate, found {experiment.learning_rate}")
-    if any(width < 1 for width in experiment.hidden):
+    if any(width < 1 for width in experiment.hidden or ()):
         raise UserError(f"expected hidden layers of at least one unit, found {experiment.hidden}")
 
 
 def _defaults_for(experiment: Experiment) -> dict[str, Any]:
     """What the fields that are None stand for."""
-    torus = experiment.model == "torus"
-    timesteps = experiment.num_timesteps or (1 if torus else 18)
+    torus, sprites = experiment.model == "torus", experiment.data in SPRITES
+    size = 15 if sprites else 18
+    timesteps = experiment.num_timesteps or (1 if torus else size)
+    moving = SPRITE_TRANSFORMS if sprites else ("rotation", "scale", "hue")
     defaults: dict[str, Any] = {
-        "transforms": ("none",) if torus else ("rotation", "scale", "hue"),
+        "transforms": ("none",) if torus else moving,
         "num_timesteps": timesteps,
         "learning_rate": {"adam": 1e-3, "sgd": 1e-4}[experiment.optimizer],
         "num_particles": 1 if experiment.objective == "elbo" else 10,
@@ -235,14 +250,17 @@ def _defaults_for(experiment: Experiment) -> dict[str, Any]:
     if experiment.objective == "renyi":
         defaults["alpha"] = 0.5
     if experiment.program_file is None:
-        defaults |= {"num_capsules": 1 if torus else 18, "capsule_dim": 324 if torus else 18}
+        defaults |= {"num_capsules": 1 if torus else size, "capsule_dim": 324 if torus else size}
+        defaults["hidden"] = (675, 450) if sprites else (972, 648)
     if experiment.model in ("tvae", "bubble", "static", "torus"):
         defaults["mu"] = 10.0 if torus else 30.0
     if experiment.model in ("tvae", "bubble", "static", "torus") and not experiment.lattice:
-        capsule_dim = experiment.capsule_dim or 18
-        defaults["spatial_width"] = min(capsule_dim, 5 if torus else 3)
+        capsule_dim = experiment.capsule_dim or size
+        width = {"tvae": 1, "bubble": 5}.get(experiment.model, 3) if sprites else 3
+        defaults["spatial_width"] = min(capsule_dim, 5 if torus else width)
         if experiment.model == "tvae":
-            defaults["temporal_window"] = max(1, min(capsule_dim, round(timesteps * 13 / 18)))
+            share = 2 / 3 if sprites else 13 / 18  # the paper's L = 1/3 and 13/36 of S, which count one side
+            defaults["temporal_window"] = max(1, min(capsule_dim, round(timesteps * share)))
         if experiment.model == "bubble":
             defaults["temporal_window"] = min(timesteps, 5)
     return defaults

@@ -1,6 +1,6 @@
 """Looking into a trained run's posterior: draws for ArviZ, calibration of the guide, equivariance of the capsules."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,17 +31,19 @@ def to_datatree(
     num_sequences: int = 8,
     num_draws: int = 100,
     split: str = "test",
+    transforms: Sequence[str] | None = None,
     seed: int = 0,
     backend: str | None = None,
     device: str = "auto",
 ) -> "xr.DataTree":
     """The guide's draws for sequences of a split, with the prior's and what the model makes of both.
 
-    Groups, dimensions and coordinates: `ppl_tvae.diagnostics.datatree`. The whole tree is in memory: a draw of a
+    Groups, dimensions and coordinates: `ppl_tvae.diagnostics.datatree`. transforms: what moves in the sequences, where
+    that is something else than in training. The whole tree is in memory: a draw of a
     sequence takes about half a megabyte at the default sizes. Raises UserError.
     """
     _check({"num_sequences": num_sequences, "num_draws": num_draws}, split, seed)
-    data = data_of(run.experiment)
+    data = data_of(run.experiment, transforms)
     with evaluator(run, data, backend, device, seed) as ready:
         attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
         return _tree(run, ready, data, num_sequences, num_draws, attrs)
@@ -69,6 +71,7 @@ def _tree(
         "guide": experiment.guide if experiment.program_file is None else "own",
         "likelihood": experiment.likelihood,
         "data": Path(experiment.data).name,
+        "transforms": ",".join(data.transforms),
     }
     return datatree(posterior, prior, observed, about, attrs)
 
@@ -93,6 +96,7 @@ def diagnose(
     metric_sequences: int = 200,
     simulated_sequences: int = 64,
     split: str = "test",
+    transforms: Sequence[str] | None = None,
     seed: int = 0,
     backend: str | None = None,
     device: str = "auto",
@@ -102,11 +106,12 @@ def diagnose(
 
     Keys: posterior (the settings of the tree, k-hat and effective sample size of each of its sequences, a verdict),
     calibration (for each quantity the `calibration_ranks` and a verdict), equivariance (`equivariance_metrics`).
+    transforms: as in `to_datatree`; calibration is of the model's own sequences and does not depend on them.
     Raises UserError.
     """
     counts = {"num_sequences": num_sequences, "num_draws": num_draws, "metric_sequences": metric_sequences}
     _check(counts | {"simulated_sequences": simulated_sequences}, split, seed)
-    data = data_of(run.experiment)
+    data = data_of(run.experiment, transforms)
     with evaluator(run, data, backend, device, seed) as ready:  # one for all, for what it compiles
         attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
         tree = _tree(run, ready, data, num_sequences, num_draws, attrs)
@@ -120,6 +125,7 @@ def diagnose(
             "num_sequences": len(khats),
             "num_draws": num_draws,
             "split": split,
+            "transforms": list(data.transforms),
             "seed": seed,
             "khat": [
                 None if np.isnan(value) else str(value) if np.isinf(value) else round(float(value), 3)
@@ -143,6 +149,7 @@ def equivariance_metrics(
     *,
     num_sequences: int = 200,
     split: str = "test",
+    transforms: Sequence[str] | None = None,
     seed: int = 0,
     backend: str | None = None,
     device: str = "auto",
@@ -154,10 +161,10 @@ def equivariance_metrics(
     image space are squared differences from the frames as observed, averaged over pixels and over all frames but the
     first: of the first frame's code rolled on to each later frame, and as a scale of the same code not rolled (and the
     paired difference), rolled by random amounts, and of the code that the guide finds for each frame. Empty for a
-    program without a site t of event shape (S, C, D). Raises UserError.
+    program without a site t of event shape (S, C, D). transforms: as in `to_datatree`. Raises UserError.
     """
     _check({"num_sequences": num_sequences}, split, seed)
-    data = data_of(run.experiment)
+    data = data_of(run.experiment, transforms)
     with evaluator(run, data, backend, device, seed) as ready:
         return _metrics(ready, data, num_sequences, split, seed, quiet)
 
@@ -186,6 +193,7 @@ def _metrics(
                 "meaning": meaning,
                 "num_sequences": len(values),
                 "split": split,
+                "transforms": list(data.transforms),
                 "seed": seed,
             }
         )

@@ -70,6 +70,7 @@ def evaluate(
     annealing: Annealing = Annealing(),  # noqa: B008 - a tuple of plain values
     guide: Unamortised | None = None,
     split: str = "test",
+    transforms: Sequence[str] | None = None,
     max_sequences: int = 200,
     seed: int = 0,
     backend: str | None = None,
@@ -80,14 +81,15 @@ def evaluate(
 
     particles: the K of each IWAE bound and of released-is; the largest is the number of weights drawn, and the ELBO is
     the mean of their logarithms. annealing: of ais and sandwich. guide: one of the host's automatic guides, fitted to
-    each sequence alone, in place of the run's own. docs/likelihoods.md defines each estimator.
+    each sequence alone, in place of the run's own. transforms: what moves in the sequences, where that is something
+    else than in training. docs/likelihoods.md defines each estimator.
     Each record goes to evaluation.json as soon as it is there, with every setting needed to repeat it and the value of
     each sequence, for paired comparisons. After Ctrl-C the records are those of the sequences done by then.
     Raises UserError.
     """
     request = _Request(estimators, particles, annealing, guide, split, max_sequences, seed)
     request.check()
-    data = data_of(run.experiment)
+    data = data_of(run.experiment, transforms)
     plan = data.plan(split, max_sequences)
     records = []
     with evaluator(run, data, backend, device, seed) as ready:
@@ -240,6 +242,7 @@ def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request
         "bits_per_dimension": bits if normalised and not estimate.estimator.startswith("sandwich") else None,
         "likelihood": experiment.likelihood,
         "data": experiment.data,
+        "transforms": list(data.transforms),
         "split": request.split,
         "num_sequences": len(per_frame),
         "num_timesteps": data.num_timesteps,

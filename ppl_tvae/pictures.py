@@ -65,4 +65,5 @@ def data_sheet(
 
 def _row_labels(data: SequenceData, plan: Plan) -> list[str]:
     names = [data.transforms[index] for index in plan.transform]
-    return [f"{label}, {name}" for label, name in zip(data.labels[plan.image], names, strict=True)]
+    labels = [data.source.label_names[label] if data.source.label_names else label for label in data.labels[plan.image]]
+    return [f"{label}, {name}" for label, name in zip(labels, names, strict=True)]

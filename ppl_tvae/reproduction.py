@@ -145,35 +145,42 @@ def _check_is(run: Run, experiment: Experiment) -> None:
 def _numbers(run: Run, experiment: Reproduction, count: int, device: str, quiet: bool) -> dict[str, float]:
     """Every number of the columns that the run has, measured now where it is not in its files yet."""
     wanted = {column.name for column in experiment.columns if column.of == "evaluation"}
-    evaluated = _current(run, "evaluation.json", run.evaluations(), count)
+    tested = experiment.test_transforms or run.experiment.transforms or ()
+    evaluated = _current(run, "evaluation.json", run.evaluations(), count, tested)
     if not wanted <= set(evaluated):
         evaluate(
             run,
             estimators=("elbo", "iwae", "released-is"),
             particles=_PARTICLES,
+            transforms=experiment.test_transforms,
             max_sequences=count,
             device=device,
             quiet=quiet,
         )
-        evaluated = _current(run, "evaluation.json", run.evaluations(), count)
-    diagnosed = _current(run, "diagnosis.json", run.diagnosis().get("equivariance", []), count)
+        evaluated = _current(run, "evaluation.json", run.evaluations(), count, tested)
+    diagnosed = _current(run, "diagnosis.json", run.diagnosis().get("equivariance", []), count, tested)
     if not diagnosed:
-        found = equivariance_metrics(run, num_sequences=count, device=device, quiet=quiet)
+        moving = experiment.test_transforms
+        found = equivariance_metrics(run, num_sequences=count, transforms=moving, device=device, quiet=quiet)
         run.save_diagnosis(run.diagnosis() | {"equivariance": found})
-        diagnosed = _current(run, "diagnosis.json", found, count)
+        diagnosed = _current(run, "diagnosis.json", found, count, tested)
     values = evaluated | diagnosed
     return {column.name: values[column.name] for column in experiment.columns if column.name in values}
 
 
-def _current(run: Run, file: str, records: Sequence[Mapping[str, Any]], count: int) -> dict[str, float]:
-    """Values by column, of records that are of these parameters and of the first `count` test sequences."""
+def _current(
+    run: Run, file: str, records: Sequence[Mapping[str, Any]], count: int, tested: Sequence[str]
+) -> dict[str, float]:
+    """Values by column, of these parameters and of the first `count` test sequences with these transforms."""
     asked = {"num_sequences": count, "split": "test", "seed": 0}
     if not run.is_up_to_date(file):
         return {}
     return {
         _name(record): record["value"]
         for record in records
-        if asked.items() <= record.items() and "guide_name" not in record
+        if asked.items() <= record.items()
+        and "guide_name" not in record
+        and tuple(record.get("transforms", run.experiment.transforms or ())) == tuple(tested)
     }
 
 

@@ -6,7 +6,7 @@ nothing, so a run that was killed and resumed ends with the parameters of one th
 
 import math
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
@@ -79,8 +79,13 @@ def resume(
     return loop.run
 
 
-def data_of(experiment: Experiment) -> SequenceData:
-    """The data set that an experiment names. Raises UserError."""
+def data_of(experiment: Experiment, transforms: Sequence[str] | None = None) -> SequenceData:
+    """The data set that an experiment names; with other transforms than its own, where they are given.
+
+    Raises UserError.
+    """
+    if transforms is not None:
+        experiment = replace(experiment, transforms=tuple(transforms))
     checked = experiment.resolved()
     assert checked.transforms is not None
     return open_data(

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from ppl_tvae import config
 from ppl_tvae.config import Experiment, experiment_from, read_toml
+from ppl_tvae.data.sprites import MOVING, SPRITES
 from ppl_tvae.errors import UserError
 from ppl_tvae.models import catalogue
 
@@ -132,6 +134,30 @@ def test_unknown_names_get_the_nearest_valid_one(setting):
 def test_wrong_settings(settings, words):
     with pytest.raises(UserError, match=re.escape(words)):
         replace(Experiment(), **settings).resolved()
+
+
+@pytest.mark.parametrize("data", config.SPRITES)
+@pytest.mark.parametrize(
+    ("model", "window", "width"), [("tvae", 10, 1), ("bubble", 5, 5), ("static", None, 3), ("vae", None, None)]
+)
+def test_sprites_have_the_sizes_of_the_paper(data, model, window, width):
+    resolved = Experiment(model=model, data=data).resolved()
+    assert (resolved.num_timesteps, resolved.num_capsules, resolved.capsule_dim) == (15, 15, 15)
+    assert resolved.hidden == (675, 450)
+    assert resolved.transforms == ("scale", "orientation", "posX", "posY")
+    assert (resolved.temporal_window, resolved.spatial_width) == (window, width)
+    assert resolved.resolved() == resolved
+
+
+def test_other_data_have_the_sizes_for_mnist():
+    resolved = Experiment().resolved()
+    assert (resolved.hidden, resolved.temporal_window, resolved.spatial_width) == ((972, 648), 13, 3)
+    assert Experiment(model="own.py", data="sprites").resolved().hidden is None
+
+
+def test_sprites_are_named_alike_here_and_in_the_data():
+    assert set(config.SPRITES) == set(SPRITES)
+    assert config.SPRITE_TRANSFORMS == MOVING
 
 
 def test_lists_serve_as_tuples():

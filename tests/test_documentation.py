@@ -114,6 +114,14 @@ def test_own_archive_of_the_data_page_is_accepted(newcomers_folder):
     assert cli.main(["data", "show", "images.npz", "--sequences", "1"]) == 0
 
 
+def test_counts_of_motions_on_the_data_page():
+    opened, text = data.open_data("sprites"), DATA_PAGE.read_text()
+    held_out = [len(part) // len(opened.transforms) for part in (opened.test, opened.validation)]
+    assert "{} and {} of each transform".format(*held_out) in text
+    assert f"{len(opened.train):,} of them" in text
+    assert f"{len(opened.labels):,} images" in text
+
+
 def test_counts_of_images_on_the_data_page():
     opened = data.open_data("digits")
     counts = ", ".join(f"{len(part):,}" for part in (opened.train, opened.validation, opened.test))

@@ -7,6 +7,7 @@ import pytest
 
 import ppl_tvae
 from ppl_tvae import comparison
+from ppl_tvae.diagnosis import equivariance_metrics
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.trained import evaluator
@@ -116,6 +117,31 @@ def test_comparison_is_paired_and_refuses_what_cannot_be_ranked(runs, tmp_path):
     ppl_tvae.evaluate(other, estimators=("elbo",), particles=(2,), max_sequences=8)
     with pytest.raises(ppl_tvae.UserError, match="found likelihood 'bernoulli' in 'numpyro' and 'bernoulli-grey'"):
         ppl_tvae.compare([runs["numpyro"], other])
+
+
+def test_tested_on_other_transforms_than_trained_on(runs):
+    """Other sequences, labelled as such; not ranked beside the run's own."""
+    ours, theirs = runs["numpyro"], runs["pyro"]
+    settings = {"estimators": ("elbo",), "particles": (4,), "max_sequences": 6}
+    (own,) = ppl_tvae.evaluate(ours, **settings)
+    (other,) = ppl_tvae.evaluate(ours, transforms=("rotation+hue",), **settings)
+    assert (own["transforms"], other["transforms"]) == (["rotation", "scale", "hue"], ["rotation+hue"])
+    assert own["per_sequence"] != other["per_sequence"]
+    kept = [r for r in ours.evaluations() if r["estimator"] == "elbo" and r.get("num_particles") == 4]
+    assert [r["transforms"] for r in kept] == [own["transforms"], other["transforms"]]
+    metrics = [equivariance_metrics(ours, transforms=moving, num_sequences=2) for moving in (None, ("rotation+hue",))]
+    assert [part[0]["transforms"] for part in metrics] == [own["transforms"], other["transforms"]]
+    assert metrics[0][0]["value"] != metrics[1][0]["value"]
+
+    ppl_tvae.evaluate(theirs, **settings)
+    with pytest.raises(ppl_tvae.UserError, match=r"found transforms 'rotation\+hue' in 'numpyro' and 'rotation, scale"):
+        ppl_tvae.compare([ours, theirs])
+    ppl_tvae.evaluate(theirs, transforms=("rotation+hue",), **settings)
+    compared = ppl_tvae.compare([ours, theirs])
+    assert "(rotation+hue)" in compared.header
+    assert list(compared.estimates["numpyro"]) == ["elbo"]  # those of its other sequences are left out
+    with pytest.raises(ppl_tvae.UserError, match="did you mean 'hue'"):
+        ppl_tvae.evaluate(ours, transforms=("huw",), **settings)
 
 
 def test_bounds_against_their_definitions():

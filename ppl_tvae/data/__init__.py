@@ -4,13 +4,24 @@ from ppl_tvae.data.datasets import SPLITS, SequenceData, open_data
 from ppl_tvae.data.downloads import fetch
 from ppl_tvae.data.images import Source
 from ppl_tvae.data.plans import Plan, fixed_plan, training_plan, training_plans
-from ppl_tvae.data.rendering import ImageTables, PlainTables, SequenceTables, Tables, factor_indices, render
+from ppl_tvae.data.rendering import (
+    FactorTables,
+    ImageTables,
+    PlainTables,
+    SequenceTables,
+    Tables,
+    factor_indices,
+    render,
+)
 from ppl_tvae.data.sources import catalogue, load_source
+from ppl_tvae.data.sprites import SPRITES
 from ppl_tvae.data.transforms import FACTORS, factor_values
 
 __all__ = [
     "FACTORS",
     "SPLITS",
+    "SPRITES",
+    "FactorTables",
     "ImageTables",
     "PlainTables",
     "Plan",

@@ -1,5 +1,6 @@
 """A data set of sequences: a source, what moves in it, and which images train, validate and test."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -7,10 +8,21 @@ from pathlib import Path
 import numpy as np
 
 from ppl_tvae.data.images import Source
+from ppl_tvae.data.motions import moving_sprite_factors, split_motions
 from ppl_tvae.data.plans import Plan, fixed_plan, training_plans
-from ppl_tvae.data.rendering import SequenceTables, Tables, image_tables, plain_tables
+from ppl_tvae.data.rendering import (
+    FactorTables,
+    ImageTables,
+    SequenceTables,
+    Tables,
+    factor_indices,
+    factor_tables,
+    image_tables,
+    plain_tables,
+)
 from ppl_tvae.data.sources import load_source
-from ppl_tvae.data.transforms import FACTORS, PLAIN, moving_factors
+from ppl_tvae.data.sprites import MOVING
+from ppl_tvae.data.transforms import FACTORS, PLAIN, factor_values, in_perspective, moving_factors
 from ppl_tvae.errors import UserError
 
 # Fixes the splits and the order of the validation and test sequences; never the user's seed.
@@ -24,7 +36,8 @@ SPLITS = ("train", "validation", "test")
 class SequenceData:
     """Sequences of `num_timesteps` frames, described by plans and drawn on the device by `render(data.tables, plan)`.
 
-    train, validation, test: int32 indices into the source's first axis; they do not depend on any seed.
+    train, validation, test: int32 indices into the source's first axis, of sprites items of `motions`; they do not
+        depend on any seed.
     """
 
     source: Source
@@ -38,6 +51,8 @@ class SequenceData:
     def frame_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of a frame. Moving factors colour the images, so they give 3 channels."""
         height, width, channels = self.source.pixels.shape[-3:]
+        if self.source.kind == "factors":
+            return width, 8 * channels, 1  # packed: (N, H, W/8)
         return height, width, channels if self.transforms == PLAIN else 3
 
     @property
@@ -50,15 +65,64 @@ class SequenceData:
         """What `render` reads, as NumPy arrays; move them to the device once."""
         if self.source.kind == "sequences":
             return SequenceTables(self.source.pixels)
+        if self.source.kind == "factors":
+            moves = moving_sprite_factors(self.transforms, tuple(self.source.factors))
+            sizes = tuple(map(len, self.source.factors.values()))
+            return factor_tables(self.source.pixels, sizes, moves, self.num_timesteps)
         if self.transforms == PLAIN:
             return plain_tables(self.source.pixels, self.num_timesteps)
         return image_tables(self.source.pixels, self.transforms, self.num_timesteps)
 
+    @property
+    def factors(self) -> Mapping[str, np.ndarray]:
+        """Each factor's values, in the order of `factor_indices`; none where nothing is known to move."""
+        if self.source.kind == "factors":
+            return self.source.factors
+        return factor_values(self.num_timesteps) if isinstance(self.tables, ImageTables) else {}
+
+    def factor_indices(self, plan: Plan) -> np.ndarray:
+        """(B, S, F) int32, which of its values each factor has in every frame: the true factors of a sequence.
+
+        Raises UserError for ready sequences, and for images that do not move.
+        """
+        if not isinstance(self.tables, ImageTables | FactorTables):
+            raise UserError(f"expected data with factors that move, found {self.source.name} without any.")
+        return factor_indices(self.tables, plan)
+
+    def moving_indices(self, plan: Plan) -> np.ndarray:
+        """(B, S) int32, which of its values the moving factor has in every frame; of several that move, the first.
+
+        Raises as `factor_indices`. The factor is the first one that `data.transforms[plan.transform]` names in the
+        order of `data.factors`.
+        """
+        indices = self.factor_indices(plan)
+        return np.take_along_axis(indices, self._moving(plan)[:, None, None], axis=2)[..., 0]
+
+    def moving_sizes(self, plan: Plan) -> np.ndarray:
+        """(B,) int32, how many values the moving factor has; where that is less than S, it passes them again."""
+        self.factor_indices(plan)
+        return np.array([len(values) for values in self.factors.values()], np.int32)[self._moving(plan)]
+
+    def _moving(self, plan: Plan) -> np.ndarray:
+        moves = self.tables.moves  # type: ignore[union-attr]
+        return np.argmax(moves[plan.transform], axis=1)
+
     def train_plans(self, seed: int, first_step: int, num_steps: int, batch_size: int) -> Plan:
         """Plans of consecutive training steps, fields with leading axes (num_steps, batch_size)."""
-        return training_plans(
-            self.train, seed, first_step, num_steps, batch_size, len(self.transforms), self.num_timesteps
+        return self._with_motions(
+            training_plans(
+                self.train, seed, first_step, num_steps, batch_size, len(self.transforms), self.num_timesteps
+            )
         )
+
+    def _with_motions(self, plan: Plan) -> Plan:
+        """Of sprites a plan of items: their transform and image, whose own factors are the phase and what is fixed."""
+        if self.source.kind != "factors":
+            return plan
+        transform, image = np.divmod(plan.image, np.int32(len(self.source.pixels)))
+        plan = plan._replace(transform=transform, image=image)
+        flat = Plan(*(field.reshape(-1, *field.shape[plan.image.ndim :]) for field in plan))
+        return plan._replace(phase=self.moving_indices(flat)[:, 0].reshape(image.shape))
 
     def plan(self, split: str, limit: int) -> Plan:
         """The first `limit` fixed sequences of a split; of the training images those of a first step, each once."""
@@ -82,13 +146,13 @@ class SequenceData:
             raise UserError(f"expected {split} sequences, found none in {self.source.name}; hold some images out.")
         order = np.random.default_rng(SPLIT_SEED).permutation(indices)
         plan = fixed_plan(order, split, len(self.transforms), self.num_timesteps)
-        return Plan(*(field[:limit] for field in plan))
+        return self._with_motions(Plan(*(field[:limit] for field in plan)))
 
 
 def open_data(
     name: str,
     data_dir: Path | None = None,
-    transforms: tuple[str, ...] = FACTORS,
+    transforms: tuple[str, ...] | None = None,
     num_timesteps: int | None = None,
     validation_fraction: float = 0.2,
 ) -> SequenceData:
@@ -96,15 +160,20 @@ def open_data(
 
     Every frame is rotated, scaled and coloured. In each sequence one of `transforms`, drawn at random, moves cyclically
     through its values; the factors that are not in it stand still at random values. "rotation+hue" moves both
-    with one phase. ("none",) leaves images as they are, grey or colour, S copies of each.
-    num_timesteps: S, 18 by default; ready sequences bring their own S and are not transformed.
-    validation_fraction: fixed random part of the training images that is kept for validation (paper: 20 %).
+    with one phase. ("none",) leaves images as they are, grey or colour, S copies of each. Of sprites, a transform is
+    one of their factors, or several joined by "+".
+    transforms: rotation, scale and hue by default; of sprites scale, orientation, posX and posY.
+    num_timesteps: S, 18 by default, 15 of sprites; ready sequences bring their own S and are not transformed.
+    validation_fraction: fixed random part of the training images that is kept for validation (paper: 20 %); of sprites,
+        of the motions of the factor that has the fewest.
     Raises UserError for unknown names, unreadable files and settings that do not fit the source.
     """
     if not 0 <= validation_fraction < 1:
         raise UserError(f"expected a validation fraction in [0, 1), found {validation_fraction}; change it.")
-    transforms = tuple(transforms)
-    source = load_source(name, data_dir)
+    source = load_source(name, data_dir, num_timesteps)
+    if source.kind == "factors":
+        return _sprites(source, MOVING if transforms is None else tuple(transforms), validation_fraction)
+    transforms = FACTORS if transforms is None else tuple(transforms)
     if source.kind == "sequences":
         transforms, num_timesteps = PLAIN, _own_timesteps(source, transforms, num_timesteps)
     else:
@@ -116,6 +185,13 @@ def open_data(
     return SequenceData(source, transforms, num_timesteps, train, validation, source.test)
 
 
+def _sprites(source: Source, transforms: tuple[str, ...], validation_fraction: float) -> SequenceData:
+    moves = moving_sprite_factors(transforms, tuple(source.factors))
+    sizes = tuple(map(len, source.factors.values()))
+    splits = split_motions(transforms, moves, sizes, validation_fraction, SPLIT_SEED)
+    return SequenceData(source, transforms, len(source.factors["orientation"]), *splits)
+
+
 def _check_settings(source: Source, transforms: tuple[str, ...], num_timesteps: int) -> None:
     moving = transforms != PLAIN
     if moving:
@@ -124,7 +200,8 @@ def _check_settings(source: Source, transforms: tuple[str, ...], num_timesteps: 
     if num_timesteps < fewest:
         raise UserError(f"expected at least {fewest} timesteps, found {num_timesteps}; raise the number.")
     height, width = source.pixels.shape[1:3]
-    size = 8 * num_timesteps**2 * height * width  # two int32 per pixel of every rotation at every scale
+    kinds = len(set(in_perspective(transforms)))
+    size = 8 * kinds * num_timesteps**2 * height * width  # two int32 per pixel of every rotation at every scale
     if moving and size > LARGEST_TABLE:
         raise UserError(
             f"expected fewer timesteps, found {num_timesteps}, for which the rotations and scales of {height}x{width} "

@@ -16,7 +16,7 @@ TIMEOUT = (5, 30)
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A gzipped file by its name on the mirrors, the md5 of the gzip, and that of its content where known."""
+    """A file by its name on the mirrors, its md5, and where it is a gzip that of its content, if known."""
 
     name: str
     md5: str
@@ -67,6 +67,11 @@ FILE_SETS = {
             RemoteFile("t10k-labels-idx1-ubyte.gz", "bb300cfdad3c16e7a12a480ee83cd310"),
         ),
         mirrors=("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",),
+    ),
+    "dsprites": FileSet(
+        name="dsprites",
+        files=(RemoteFile("dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz", "7da33b31b13a06f4b04a70402ce90c2e"),),
+        mirrors=("https://github.com/google-deepmind/dsprites-dataset/raw/master/",),
     ),
 }
 
@@ -136,9 +141,10 @@ def _checksums_of_others(files: FileSet) -> set[str]:
 def _check(path: Path, file: RemoteFile, own: Path) -> None:
     found = md5(path)
     if found != file.md5:
+        unpack = f", or unpack it as {own / file.unpacked_name} if you trust it"
         raise UserError(
-            f"expected md5 {file.md5} of {path}, found {found}; delete the file, or unpack it as "
-            f"{own / file.unpacked_name} if you trust it."
+            f"expected md5 {file.md5} of {path}, found {found}; delete the file"
+            f"{unpack if file.unpacked_name != file.name else ' and fetch it again'}."
         )
 
 
@@ -147,7 +153,7 @@ def _in_cache(file: RemoteFile, cache: Path) -> Path | None:
     packed, unpacked = cache / file.name, cache / file.unpacked_name
     if packed.is_file() and md5(packed) == file.md5:
         return packed
-    return unpacked if unpacked.is_file() else None
+    return unpacked if unpacked != packed and unpacked.is_file() else None
 
 
 def _download(files: FileSet, file: RemoteFile, cache: Path, named: Path | None) -> Path:

@@ -1,6 +1,7 @@
 """What a source is once it is read, and the split of one that came without."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -10,19 +11,23 @@ import numpy as np
 class Source:
     """Labelled images, or ready sequences of frames, and which of them are for training and for the test.
 
-    kind: "images" or "sequences".
+    kind: "images", "sequences", or "factors" for an image of every combination of some factors' values.
     pixels: all splits together; images are (N, H, W, channel) uint8 with 1 or 3 channels, sequences
-        (N, S, H, W, channel) uint8 or float32 in [0, 1] with any number of channels.
-    labels: (N,) int32, -1 where unknown.
-    train, test: int32 indices into the first axis.
+        (N, S, H, W, channel) uint8 or float32 in [0, 1] with any number of channels, images of factors (N, H, W/8)
+        uint8, eight pixels of zero or one in a byte, the leftmost in the highest bit.
+    labels: (N,) int32, -1 where unknown. label_names: what they stand for, where they have names.
+    train, test: int32 indices into the first axis; empty for factors, of which motions are held out and not images.
+    factors: of "factors", name -> values; images are in the order of np.ndindex, the last factor fastest.
     """
 
     name: str
-    kind: Literal["images", "sequences"]
+    kind: Literal["images", "sequences", "factors"]
     pixels: np.ndarray
     labels: np.ndarray
     train: np.ndarray
     test: np.ndarray
+    label_names: tuple[str, ...] = ()
+    factors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def random_test_split(num_images: int, num_test: int) -> tuple[np.ndarray, np.ndarray]:

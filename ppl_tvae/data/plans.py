@@ -21,7 +21,8 @@ class Plan(NamedTuple):
     image: (B,) index into the source's first axis.
     transform: (B,) index into the data set's tuple of transforms: which factors move.
     phase: (B,) in 0..S-1, the factor's index in the first frame.
-    fixed: (B, 3) in 0..S-1, the indices of the factors that do not move, in the order rotation, scale, hue.
+    fixed: (B, 3) in 0..S-1, the indices of the factors that do not move, in the order rotation, scale, hue; of sprites
+        without meaning, since the image says it.
     noise: (B,) any int32, the random word of the binarisation.
     """
 

@@ -13,7 +13,7 @@ from array_api_compat import array_namespace, is_jax_namespace
 from ppl_tvae.data.binarization import binarized
 from ppl_tvae.data.placement import beside
 from ppl_tvae.data.plans import Plan
-from ppl_tvae.data.transforms import hue_colours, hue_degrees, moving_factors, sampling_tables
+from ppl_tvae.data.transforms import hue_colours, hue_degrees, in_perspective, moving_factors, sampling_tables
 
 Array = Any  # an array of NumPy, JAX or torch
 
@@ -23,13 +23,16 @@ class ImageTables(NamedTuple):
 
     images: (N, H, W, channel) uint8.
     moves: (num_transforms, 3) bool, which of rotation, scale, hue move.
-    corner, fraction: (S*S, H*W) int32, where output pixels are read from (`transforms.sampling_tables`).
+    first_view: (num_transforms,) int32, the first row of the tables below for each transform: those in perspective
+        have S*S rows of their own.
+    corner, fraction: (S*S or 2*S*S, H*W) int32, where output pixels are read from (`transforms.sampling_tables`).
     colours: (S, 3) float32, a red pixel under each hue; used by grey images.
     hues: (S,) float32, the shift in sixths of a turn; used by colour images.
     """
 
     images: Array
     moves: Array
+    first_view: Array
     corner: Array
     fraction: Array
     colours: Array
@@ -49,16 +52,36 @@ class SequenceTables(NamedTuple):
     frames: Array
 
 
-Tables = ImageTables | PlainTables | SequenceTables
+class FactorTables(NamedTuple):
+    """An image of zeros and ones for every combination of F factors' values, the last factor fastest.
+
+    packed: (N, H, W/8) uint8, eight pixels in a byte. Unpacked ones would take eight times the memory, as float32 32
+        times; only the frames of a batch are ever unpacked.
+    sizes, strides: (F,) int32, how many values each factor has, and how many images apart two of them are.
+    moves: (num_transforms, F) bool.  time: (S,) int32, 0..S-1.
+    """
+
+    packed: Array
+    sizes: Array
+    strides: Array
+    moves: Array
+    time: Array
+
+
+Tables = ImageTables | PlainTables | SequenceTables | FactorTables
 
 
 def image_tables(images: np.ndarray, transforms: tuple[str, ...], num_timesteps: int) -> ImageTables:
     """The tables of (N, H, W, channel) uint8 images, 1 or 3 channels; raises UserError for an unknown transform."""
     _, height, width, _ = images.shape
-    corner, fraction = sampling_tables(height, width, num_timesteps)
+    kinds = sorted(set(in_perspective(transforms)))
+    views = [sampling_tables(height, width, num_timesteps, perspective) for perspective in kinds]
+    corner, fraction = (np.concatenate(tables) for tables in zip(*views, strict=True))
+    first_view = [kinds.index(perspective) * num_timesteps**2 for perspective in in_perspective(transforms)]
     return ImageTables(
         images=images,
         moves=moving_factors(transforms),
+        first_view=np.array(first_view, np.int32),
         corner=corner,
         fraction=fraction,
         colours=hue_colours(num_timesteps),
@@ -71,6 +94,18 @@ def plain_tables(images: np.ndarray, num_timesteps: int) -> PlainTables:
     return PlainTables(images, np.arange(num_timesteps, dtype=np.int32))
 
 
+def factor_tables(packed: np.ndarray, sizes: tuple[int, ...], moves: np.ndarray, num_timesteps: int) -> FactorTables:
+    """The tables of (N, H, W/8) packed images of all combinations of factors; moves: (num_transforms, F) bool."""
+    strides = np.append(np.cumprod(sizes[:0:-1])[::-1], 1)
+    return FactorTables(
+        packed,
+        sizes=np.array(sizes, np.int32),
+        strides=strides.astype(np.int32),
+        moves=moves,
+        time=np.arange(num_timesteps, dtype=np.int32),
+    )
+
+
 def render(tables: Tables, plan: Plan, binarize: bool = False) -> Array:
     """Frames (B, S, H, W, channel), float32 in [0, 1], in the namespace and on the device of tables and plan.
 
@@ -78,6 +113,8 @@ def render(tables: Tables, plan: Plan, binarize: bool = False) -> Array:
     """
     if isinstance(tables, ImageTables):
         frames = _transformed(tables, plan)
+    elif isinstance(tables, FactorTables):
+        return _unpacked(tables, plan)  # zeros and ones already
     elif isinstance(tables, PlainTables):
         frames = _repeated(tables, plan)
     else:
@@ -85,17 +122,32 @@ def render(tables: Tables, plan: Plan, binarize: bool = False) -> Array:
     return binarized(frames, plan.noise) if binarize else frames
 
 
-def factor_indices(tables: ImageTables, plan: Plan) -> Array:
-    """(B, S, 3) int32: the index of rotation, scale and hue in every frame.
+def factor_indices(tables: ImageTables | FactorTables, plan: Plan) -> Array:
+    """(B, S, F) int32: the index of each factor's value in every frame; of images rotation, scale and hue.
 
-    A factor that moves passes through its S values cyclically from the plan's phase; the others stand still.
+    A factor that moves passes through its values cyclically, from the plan's phase, or from the plan's own image where
+    images are those of factors; the others stand still.
     """
-    num_timesteps = tables.colours.shape[0]
     xp = array_namespace(tables.moves, plan.phase)
+    moves = _take(tables.moves, plan.transform)[:, None, :]
+    if isinstance(tables, FactorTables):
+        start = (plan.image[:, None] // tables.strides % tables.sizes)[:, None, :]
+        return xp.where(moves, (start + tables.time[None, :, None]) % tables.sizes, start)
+    num_timesteps = tables.colours.shape[0]
     time = xp.arange(num_timesteps, dtype=xp.int32, **beside(plan.phase))
     moving = (plan.phase[:, None] + time[None, :]) % num_timesteps
-    moves = _take(tables.moves, plan.transform)
-    return xp.where(moves[:, None, :], moving[:, :, None], plan.fixed[:, None, :])
+    return xp.where(moves, moving[:, :, None], plan.fixed[:, None, :])
+
+
+def _unpacked(tables: FactorTables, plan: Plan) -> Array:
+    indices = factor_indices(tables, plan)
+    xp = array_namespace(indices)
+    image = xp.sum(indices * tables.strides, axis=-1, dtype=xp.int32)
+    packed = _take(tables.packed, xp.reshape(image, (-1,)))
+    places = xp.arange(7, -1, -1, dtype=xp.uint8, **beside(packed))
+    pixels = xp.astype((packed[..., None] >> places) & 1, xp.float32)
+    _, height, eighth = packed.shape
+    return xp.reshape(pixels, (*image.shape, height, 8 * eighth, 1))
 
 
 def _transformed(tables: ImageTables, plan: Plan) -> Array:
@@ -104,7 +156,8 @@ def _transformed(tables: ImageTables, plan: Plan) -> Array:
     num_timesteps = factors.shape[1]
     xp = array_namespace(factors)
     images = xp.astype(_take(tables.images, plan.image), xp.int32)
-    view = xp.reshape(factors[..., 0] * num_timesteps + factors[..., 1], (-1,))
+    first = _take(tables.first_view, plan.transform)[:, None]
+    view = xp.reshape(first + factors[..., 0] * num_timesteps + factors[..., 1], (-1,))
     sampling = tuple(
         xp.reshape(_take(table, view), (-1, num_timesteps * height * width))
         for table in (tables.corner, tables.fraction)

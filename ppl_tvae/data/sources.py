@@ -9,25 +9,28 @@ from ppl_tvae.data.archives import read_archive
 from ppl_tvae.data.downloads import fetch
 from ppl_tvae.data.idx import read_idx
 from ppl_tvae.data.images import Source, random_test_split
+from ppl_tvae.data.sprites import SPRITES, load_sprites
 from ppl_tvae.errors import UserError, unknown_name
 
 
-def load_source(name_or_path: str, data_dir: Path | None = None) -> Source:
-    """The source of that name (see `catalogue`), or the one in a .npz file.
+def load_source(name_or_path: str, data_dir: Path | None = None, num_timesteps: int | None = None) -> Source:
+    """The source of that name (see `catalogue`), or the one in a .npz file. Of sprites it depends on the timesteps.
 
     Public sets are looked for in `data_dir`, else in the folder that PPL_TVAE_DATA names, else in the user's cache,
     and downloaded if they are nowhere. Raises UserError for whatever cannot be read.
     """
     if name_or_path.endswith(".npz"):
         return read_archive(Path(name_or_path).expanduser())
+    if name_or_path in SPRITES:
+        return load_sprites(name_or_path, num_timesteps, data_dir)
     if name_or_path not in LOADERS:
-        raise unknown_name("data set (or a path ending in .npz)", name_or_path, LOADERS)
+        raise unknown_name("data set (or a path ending in .npz)", name_or_path, LOADERS | SPRITES)
     return LOADERS[name_or_path][0](data_dir)
 
 
 def catalogue() -> dict[str, str]:
     """Name -> one line, for every source that can be named."""
-    return {name: line for name, (_, line) in LOADERS.items()} | {
+    return {name: line for name, (_, line) in (LOADERS | SPRITES).items()} | {
         "PATH.npz": "your own 'images' (N, H, W[, channel]) or 'sequences' (N, S, H, W, channel)"
     }
 

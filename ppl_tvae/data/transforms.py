@@ -1,7 +1,7 @@
 """The moving factors of the paper and their S values: rotation, scale, hue.
 
-Rotation and scale become one table of where each output pixel comes from; hue a table of colours. Both are made once,
-by NumPy, and read on the device by `rendering.py`.
+Rotation (flat, or in perspective) and scale become one table of where each output pixel comes from; hue a table of
+colours. Both are made once, by NumPy, and read on the device by `rendering.py`.
 """
 
 import colorsys
@@ -12,6 +12,7 @@ import numpy as np
 from ppl_tvae.errors import UserError, unknown_name
 
 FACTORS = ("rotation", "scale", "hue")
+PERSPECTIVE = "perspective"  # the rotation again, but of a plane in space
 PLAIN = ("none",)
 # Source coordinates are rounded to 1/256 of a pixel, as graphics hardware does. Interpolation is then exact integer
 # arithmetic, and a plan gives the same frames, bit for bit, on every machine and in every backend.
@@ -59,15 +60,16 @@ def factor_values(num_timesteps: int) -> dict[str, np.ndarray]:
 def moving_factors(transforms: tuple[str, ...]) -> np.ndarray:
     """(num_transforms, 3) bool: which of rotation, scale, hue move in each transform.
 
-    A transform is a factor, or several joined by "+" that move together from one phase: "rotation+hue".
-    Raises UserError for an unknown or repeated name.
+    A transform is a factor, or several joined by "+" that move together from one phase: "rotation+hue". "perspective"
+    takes the place of rotation. Raises UserError for an unknown or repeated name.
     """
     if not transforms:
         raise UserError("expected at least one transform, found none; name 'rotation', 'scale', 'hue' or 'none'.")
-    known = [*FACTORS, "rotation+hue", "rotation+scale", "scale+hue", "rotation+scale+hue", *PLAIN]
+    known = [*FACTORS, "rotation+hue", "rotation+scale", "scale+hue", "rotation+scale+hue"]
+    known += [PERSPECTIVE, "perspective+hue", "perspective+scale", "perspective+scale+hue", *PLAIN]
     rows = []
     for name in transforms:
-        parts = name.split("+")
+        parts = ["rotation" if part == PERSPECTIVE else part for part in name.split("+")]
         if not set(parts) <= set(FACTORS) or len(set(parts)) < len(parts):
             if name == "none":
                 raise UserError(
@@ -76,6 +78,11 @@ def moving_factors(transforms: tuple[str, ...]) -> np.ndarray:
             raise unknown_name("transform", name, known)
         rows.append([factor in parts for factor in FACTORS])
     return np.array(rows)
+
+
+def in_perspective(transforms: tuple[str, ...]) -> list[bool]:
+    """Whether each transform shows its rotation in perspective."""
+    return [PERSPECTIVE in name.split("+") for name in transforms]
 
 
 def source_coordinates(height: int, width: int, degrees: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
@@ -92,19 +99,51 @@ def source_coordinates(height: int, width: int, degrees: float, scale: float) ->
     return np.round(rows * SUBPIXELS) / SUBPIXELS, np.round(columns * SUBPIXELS) / SUBPIXELS
 
 
-def sampling_tables(height: int, width: int, num_timesteps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Two (S*S, H*W) int32 tables, row = rotation index * S + scale index.
+def perspective_coordinates(height: int, width: int, degrees: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """As `source_coordinates`, for an image that turns in space: the geometry of the authors' released code.
+
+    With a the angle, x and y the pixel's distance from the centre to the right and down, and d the image's diagonal:
+    the image, in the plane one pixel behind the centre, is turned by a in its plane, clockwise, then by a about the
+    vertical axis, and seen from the distance d / (2 sin a) at which it keeps its size,
+
+        (X, Y, Z) = (x' cos a - sin a, y', x' sin a + cos a),   x' = x cos a - y sin a,   y' = x sin a + y cos a,
+        pixel of the output = (X, Y) / (1 + k Z),   k = 2 sin(a) / d.
+
+    At 0 degrees that is the image itself; at 180, where the distance is infinite, it is upside down. The released code
+    takes 181 degrees there, and (14, 14) for the centre. Here the equations are solved for (x, y); what lies at
+    infinity or behind the eye is given row and column -2, outside the image.
+    """
+    centre_row, centre_column = (height - 1) / 2, (width - 1) / 2
+    down, right = np.meshgrid(np.arange(height) - centre_row, np.arange(width) - centre_column, indexing="ij")
+    down, right = down / scale, right / scale
+    cosine, sine = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    k = 2 * sine / np.hypot(height, width)
+    slant = cosine - k * sine * right
+    seen = np.abs(slant) > 1e-9
+    across = (right * (1 + k * cosine) + sine) / np.where(seen, slant, 1.0)
+    depth = 1 + k * (across * sine + cosine)
+    seen &= depth > 0
+    rows = np.where(seen, centre_row + cosine * down * depth - sine * across, -2.0)
+    columns = np.where(seen, centre_column + cosine * across + sine * down * depth, -2.0)
+    return np.round(rows * SUBPIXELS) / SUBPIXELS, np.round(columns * SUBPIXELS) / SUBPIXELS
+
+
+def sampling_tables(
+    height: int, width: int, num_timesteps: int, perspective: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """Two (S*S, H*W) int32 tables, row = rotation index * S + scale index; the rotation flat or in perspective.
 
     `corner` is the upper left of the four pixels to mix, as an index into an (H+1, W+1) grid that starts one row and
     column outside the image; `fraction` packs the position between them, rows << 8 | columns, in 256ths.
     """
+    coordinates = perspective_coordinates if perspective else source_coordinates
     pairs = product(rotation_degrees(num_timesteps), scales(num_timesteps))
-    corners, fractions = zip(*(_table_row(height, width, *pair) for pair in pairs), strict=True)
+    corners, fractions = zip(*(_table_row(*coordinates(height, width, *pair), width) for pair in pairs), strict=True)
     return np.stack(corners), np.stack(fractions)
 
 
-def _table_row(height: int, width: int, degrees: float, scale: float) -> tuple[np.ndarray, np.ndarray]:
-    rows, columns = source_coordinates(height, width, degrees, scale)
+def _table_row(rows: np.ndarray, columns: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    height = len(rows)
     # Out of reach of the image means the border cell (-1, -1) with fraction 0: one pixel of padding, always zero.
     outside = (rows < -1) | (rows >= height) | (columns < -1) | (columns >= width)
     rows, columns = np.where(outside, -1.0, rows), np.where(outside, -1.0, columns)

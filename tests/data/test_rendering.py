@@ -10,8 +10,15 @@ import torch
 from scipy import ndimage
 
 from ppl_tvae.data.plans import Plan, fixed_plan
-from ppl_tvae.data.rendering import SequenceTables, factor_indices, image_tables, plain_tables, render
-from ppl_tvae.data.transforms import scales, source_coordinates
+from ppl_tvae.data.rendering import (
+    SequenceTables,
+    factor_indices,
+    factor_tables,
+    image_tables,
+    plain_tables,
+    render,
+)
+from ppl_tvae.data.transforms import perspective_coordinates, scales, source_coordinates
 
 S = 18
 GENERATOR = np.random.default_rng(0)
@@ -120,6 +127,39 @@ def test_only_the_named_factors_move() -> None:
     np.testing.assert_array_equal(indices[1], np.stack([(3 + time) % S, 0 * time + 8, (3 + time) % S], -1))
 
 
+@pytest.mark.parametrize("transforms", [("perspective+hue",), ("perspective",), ("rotation", "perspective", "hue")])
+def test_perspective_is_interpolated_as_rotation_is(transforms: tuple[str, ...]) -> None:
+    """Also beside transforms that are not in perspective, which have tables of their own."""
+    number = [name.startswith("perspective") for name in transforms].index(True)
+    fixed = np.array([[0, 7, 9]])
+    tables = image_tables(IMAGES, transforms, S)
+    frames = render(tables, plan_of(fixed, transform=number, phase=3))[0]
+    grey = frames.max(axis=-1)
+    for time in range(S):
+        where = perspective_coordinates(9, 12, 20 * (time + 3), scales(S)[7])
+        oracle = ndimage.map_coordinates(IMAGES[0, ..., 0] / 255, where, order=1, mode="grid-constant")
+        np.testing.assert_allclose(grey[time], oracle, rtol=0, atol=3e-7)
+    if len(transforms) > 1:
+        flat = image_tables(IMAGES, ("rotation", "hue"), S)
+        np.testing.assert_array_equal(render(tables, plan_of(fixed, 2)), render(flat, plan_of(fixed, 1)))
+
+
+def test_factors_by_hand() -> None:
+    """Two shapes at three places; at each time the pixel of the image that the indices name is lit."""
+    images = np.zeros((6, 2, 8), np.uint8)
+    images[np.arange(6), np.arange(6) // 3, np.arange(6)] = 1
+    moves = np.array([[False, True], [True, False]])
+    tables = factor_tables(np.packbits(images, axis=-1), (2, 3), moves, 4)
+    start, zero = np.array([4, 4], np.int32), np.zeros(2, np.int32)
+    plan = Plan(start, np.array([0, 1], np.int32), zero, np.zeros((2, 3), np.int32), zero)
+    assert factor_indices(tables, plan).tolist() == [
+        [[1, 1], [1, 2], [1, 0], [1, 1]],
+        [[1, 1], [0, 1], [1, 1], [0, 1]],
+    ]
+    frames = render(tables, plan)
+    np.testing.assert_array_equal(frames[..., 0], images[[[4, 5, 3, 4], [4, 1, 4, 1]]])
+
+
 def test_plain_images_are_repeated() -> None:
     frames = render(plain_tables(COLOUR_IMAGES, 4), plan_of(np.zeros((2, 3)), image=3))
     assert frames.shape == (2, 4, 9, 12, 3)
@@ -139,6 +179,10 @@ TABLES = {
     "grey": image_tables(IMAGES, ("rotation", "scale", "hue", "rotation+hue"), S),
     "colour": image_tables(COLOUR_IMAGES, ("rotation", "scale", "hue", "rotation+hue"), S),
     "plain": plain_tables(IMAGES, 3),
+    "perspective": image_tables(IMAGES, ("rotation", "perspective", "scale", "perspective+hue"), S),
+    "factors": factor_tables(
+        GENERATOR.integers(0, 256, (3 * 18, 6, 2), dtype=np.uint8), (3, 18), GENERATOR.random((4, 2)) < 0.5, S
+    ),
     "sequences": SequenceTables(GENERATOR.random((5, 4, 6, 7, 1)).astype(np.float32)),
 }
 PLAN = fixed_plan(np.tile(np.arange(5, dtype=np.int32), 8), "test", 4, S)
@@ -160,7 +204,7 @@ def by_torch(tables: Any, binarize: bool) -> np.ndarray:
 
 @pytest.mark.parametrize("binarize", [False, True], ids=["levels", "binarized"])
 @pytest.mark.parametrize("backend", [by_jax, by_jax_jit, by_torch])
-@pytest.mark.parametrize("kind", ["grey", "plain", "sequences"])
+@pytest.mark.parametrize("kind", ["grey", "plain", "sequences", "perspective", "factors"])
 def test_backends_agree_bit_for_bit(kind: str, backend: Any, binarize: bool) -> None:
     frames = backend(TABLES[kind], binarize)
     expected = render(TABLES[kind], PLAN, binarize)
