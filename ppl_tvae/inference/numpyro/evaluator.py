@@ -84,7 +84,7 @@ class Evaluator:
         forward = annealer.forward(key_forward, frames, path, progress)
         return forward, annealer.backward(key_backward, frames, latents, path, progress)
 
-    def mcmc(self, plan: Any, batch_index: int, settings: MCMC, progress: Progress = lambda _: None) -> Chains:
+    def mcmc(self, plan: Any, batch_index: int, settings: MCMC, progress: Any = lambda _: None) -> Chains:
         """Chains of the host's NUTS or HMC for each sequence of the plan, started at draws from the guide."""
         frames = self._render(self._tables, to_device(plan))
         if settings not in self._samplers:

@@ -45,7 +45,7 @@ class Sampler:
         self._described = jax.jit(self._describe)
 
     def draws(self, rng_key: jax.Array, frames: jax.Array, progress: Progress = lambda _: None) -> Chains:
-        """Chains for frames (batch, ...); progress hears of iterations, together num_warmup + num_draws. Raises UserError where none can start."""
+        """Chains for frames (batch, ...); progress hears of warm-up and draws, per chain. Raises UserError."""
         key_start, key_chains = jax.random.split(rng_key)
         settings, shape = self._settings, (self._settings.num_chains, len(frames))
         repeated = jnp.tile(frames, (settings.num_chains, *(1,) * (frames.ndim - 1)))

@@ -105,8 +105,8 @@ def from_the_reals(name: str, support: Any) -> Any:
         return biject_to(support)
     except NotImplementedError:
         raise UserError(
-            f"expected latents with unconstrained coordinates, as annealing, MCMC and automatic guides need, found site "
-            f"'{name}' with the support {support}; use elbo and iwae with the run's own guide"
+            f"expected latents with unconstrained coordinates, as annealing, MCMC and automatic guides need, found "
+            f"site '{name}' with the support {support}; use elbo and iwae with the run's own guide"
         ) from None
 
 

@@ -87,7 +87,7 @@ class Evaluator:
         forward = annealer.forward(frames, path, progress)
         return forward, annealer.backward(frames, latents, path, progress)
 
-    def mcmc(self, plan: Any, batch_index: int, settings: MCMC, progress: Progress = lambda _: None) -> Chains:
+    def mcmc(self, plan: Any, batch_index: int, settings: MCMC, progress: Any = lambda _: None) -> Chains:
         """Chains of the host's NUTS or HMC for each sequence of the plan, started at draws from the guide."""
         frames = self._render(self._tables, to_device(plan))
         sampler = Sampler(self._program, self._parameters, settings)

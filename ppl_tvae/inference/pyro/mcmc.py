@@ -44,7 +44,7 @@ class Sampler:
         self._program, self._parameters, self._settings = program, dict(parameters), settings
 
     def draws(self, frames: Tensor, progress: Progress = lambda _: None) -> Chains:
-        """Chains for frames (batch, ...); progress hears of iterations, together num_warmup + num_draws. Raises UserError where none can start."""
+        """Chains for frames (batch, ...); progress hears of warm-up and draws, per chain. Raises UserError."""
         num_chains, batch = self._settings.num_chains, len(frames)
         repeated = frames.repeat(num_chains, *(1,) * (frames.ndim - 1))
         with parameters_as(self._parameters):
