@@ -56,15 +56,16 @@ def to_datatree(
         tree = _tree(run, ready, data, num_sequences, num_draws, attrs)
         if mcmc is None:
             return tree
-        return _with_mcmc(tree, ready, data, mcmc, mcmc_sequences, split, quiet)[0]
+        return _with_mcmc(tree, ready, data, mcmc, mcmc_sequences, split, quiet)
 
 
 def _with_mcmc(
     tree: "xr.DataTree", ready: Any, data: SequenceData, mcmc: MCMC, num_sequences: int, split: str, quiet: bool
-) -> "tuple[xr.DataTree, float]":
-    """The tree with groups of chains, and the seconds that they took."""
+) -> "xr.DataTree":
+    """The tree with groups of chains."""
     chains, seconds = chains_of(ready, data, mcmc, num_sequences, split, quiet)
-    return with_chains(tree, chains, {"kernel": mcmc.kernel, "num_warmup": mcmc.num_warmup}), seconds
+    attrs = {"sampling_time": seconds, "kernel": mcmc.kernel, "tuning_steps": mcmc.num_warmup}  # as ArviZ names them
+    return with_chains(tree, chains, attrs)
 
 
 def _tree(
@@ -141,8 +142,8 @@ def diagnose(
         attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
         tree = _tree(run, ready, data, num_sequences, num_draws, attrs)
         if mcmc is not None:
-            tree, seconds = _with_mcmc(tree, ready, data, mcmc, mcmc_sequences, split, quiet)
-            against["mcmc"] = against_mcmc(tree, mcmc, seconds, seed)
+            tree = _with_mcmc(tree, ready, data, mcmc, mcmc_sequences, split, quiet)
+            against["mcmc"] = against_mcmc(tree, mcmc, seed)
         save_datatree(run, tree)
         if gap_guide is not None:
             against["amortisation_gap"] = amortisation_gap(ready, data, gap_guide, gap_sequences, split, quiet)

@@ -60,7 +60,7 @@ def chains_of(
     return Chains(sites, *others), time.perf_counter() - started
 
 
-def against_mcmc(tree: "xr.DataTree", settings: MCMC, seconds: float, seed: int) -> dict[str, Any]:
+def against_mcmc(tree: "xr.DataTree", settings: MCMC, seed: int) -> dict[str, Any]:
     """The record of a tree with chains: settings, how they went, whether to believe them, and the guide against them.
 
     Keys: those of `MCMC` and num_sequences, seconds; acceptance_rate, num_divergences, num_steps (leapfrog steps of an
@@ -76,7 +76,7 @@ def against_mcmc(tree: "xr.DataTree", settings: MCMC, seconds: float, seed: int)
     return {
         "num_sequences": stats.sizes["sequence"],
         **settings._asdict(),
-        "seconds": round(seconds, 1),
+        "seconds": round(float(stats.attrs["sampling_time"]), 1),
         "acceptance_rate": round(float(stats["acceptance_rate"].mean()), 3),
         "num_divergences": int(stats["diverging"].sum()),
         "num_steps": round(float(stats["n_steps"].mean()), 1),

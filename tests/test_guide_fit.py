@@ -106,7 +106,7 @@ def judged(backend, parameters, settings, num_draws=400):
     ready, frames = Ready(backend, parameters, linear_gaussian.observations(2)), linear_gaussian.observations(2)
     plan = ready.data.plan("test", 2)
     tree = datatree(ready.posterior(plan, 0, num_draws), ready.prior(plan, 0, 1), frames, {}, {})
-    return against_mcmc(with_chains(tree, ready.mcmc(plan, 0, settings), {}), settings, 1.0, seed=0)
+    return against_mcmc(with_chains(tree, ready.mcmc(plan, 0, settings), {"sampling_time": 1.0}), settings, seed=0)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -127,7 +127,10 @@ def test_what_is_wrong_with_a_guide_is_found_and_noise_is_not(shifts, means, sca
     assert means in verdict
     assert scales in verdict
     if "log_scale" in shifts:
-        ratio, error = found["guide"]["a"]["ratio_of_scales_quantiles"][1], found["guide"]["a"]["log_ratio_standard_error"]
+        ratio, error = (
+            found["guide"]["a"]["ratio_of_scales_quantiles"][1],
+            found["guide"]["a"]["log_ratio_standard_error"],
+        )
         assert abs(np.log(ratio) + 0.7) < STANDARD_ERRORS * error
     assert json.loads(json.dumps(found)) == json.loads(json.dumps(found, allow_nan=False))
 

@@ -150,13 +150,17 @@ def refused(backend, prior, guide_prior, words):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_discrete_latents_are_refused(backend):
     coin = HOSTS[backend][2].Bernoulli(0.5 * HOSTS[backend][1].ones(()))
-    refused(backend, coin, coin, "unconstrained coordinates, as annealing, MCMC and automatic guides need, found site 'k'")
+    refused(
+        backend, coin, coin, "unconstrained coordinates, as annealing, MCMC and automatic guides need, found site 'k'"
+    )
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_guide_outside_the_priors_support_is_refused(backend):
     dist = HOSTS[backend][2]
-    refused(backend, dist.HalfNormal(1.0), dist.Normal(-5.0, 0.1), "from the guide at which the model's density is finite")
+    refused(
+        backend, dist.HalfNormal(1.0), dist.Normal(-5.0, 0.1), "from the guide at which the model's density is finite"
+    )
 
 
 def test_bad_settings():
