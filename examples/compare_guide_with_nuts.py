@@ -3,9 +3,9 @@
     python examples/compare_guide_with_nuts.py runs/tvae --sequences 1
     python examples/compare_guide_with_nuts.py runs/small        # there is no such run: trains a small one there first
 
-Prints whether NUTS itself can be believed, then for each latent how far apart the means are, in standard deviations, and how
-wide the guide is compared with NUTS; and draws a few cells of both with arviz-plots. What costs is NUTS: a run of the
-default size takes many minutes on a CPU, the small one about one. docs/diagnosis.md says what each number means.
+Prints whether NUTS itself can be believed, then for each latent how far apart the means are, in standard deviations,
+and how wide the guide is compared with NUTS; and draws a few cells of both with arviz-plots. What costs is NUTS: a run
+of the default size takes many minutes on a CPU, the small one about one. docs/diagnosis.md has what each number means.
 """
 
 import argparse
@@ -40,9 +40,8 @@ def report(run: ppl_tvae.Run, settings: MCMC, num_sequences: int, site: str, out
         run, num_sequences=num_sequences, num_draws=400, mcmc=settings, mcmc_sequences=num_sequences, quiet=False
     )
     if site not in tree["posterior"].data_vars:
-        raise ppl_tvae.UserError(
-            f"expected a site of {', '.join(map(str, tree['posterior'].data_vars))}, found '{site}'"
-        )
+        known = ", ".join(map(str, tree["posterior"].data_vars))
+        raise ppl_tvae.UserError(f"expected a site of {known}, found '{site}'; name one of these")
     found = against_mcmc(tree, settings, seed=0)
     lines = [found["verdict"], f"{'':22} {'R-hat':>7} {'draws':>7} {'means':>7} {'scales':>7}  the guide"]
     for name, judged in found["convergence"].items():
@@ -69,9 +68,7 @@ def draw(tree: xr.DataTree, site: str, out: Path) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0, or 2 with the sentence that says what was wrong."""
     parser = argparse.ArgumentParser(description="The guide's draws beside those of NUTS.")
-    parser.add_argument(
-        "run", type=Path, help="the directory of a trained run; where there is none, of a small one to come"
-    )
+    parser.add_argument("run", type=Path, help="a trained run; where there is none, a small one is trained")
     parser.add_argument("--backend", default="numpyro", help="of a run to come (numpyro)")
     parser.add_argument("--sequences", type=int, default=2, help="test sequences (2)")
     parser.add_argument("--warmup", type=int, default=300, help="iterations that adapt a chain (300)")

@@ -206,7 +206,7 @@ def _fit(run: Run) -> Section:
         caption = (
             f"{mcmc['kernel']}: {mcmc['num_chains']} chains of {mcmc['num_draws']} draws on {mcmc['num_sequences']} "
             f"sequences; a cell in the middle of all (median), R-hat also at 90 %. Difference of means: guide minus "
-            f"MCMC, in standard deviations, root mean square with the noise taken away. Ratio of scales: guide over MCMC."
+            f"MCMC, in standard deviations, root mean square with the noise taken away. Ratio of scales: guide / MCMC."
         )
         header = ("quantity", "R-hat", "at 90 %", "effective draws", "difference", "ratio", "MCMC", "the guide")
         rows = [[name, *_against(each, mcmc["guide"][name])] for name, each in mcmc["convergence"].items()]
