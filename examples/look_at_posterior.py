@@ -4,7 +4,7 @@
     python examples/look_at_posterior.py runs/tvae
 
 Prints a summary of a few cells of one capsule, and writes two pictures into the run's figures: a forest plot of them,
-and their rank plot. Where the file has chains of MCMC, the ranks are those of the chains against each other: in the band
+and their rank plot. Where the file has chains of MCMC, ranks are those of the chains against each other: in the band
 where they have come together. Without MCMC they are those of the guide's one chain of independent draws.
 """
 
