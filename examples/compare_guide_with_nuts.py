@@ -19,7 +19,6 @@ import xarray as xr
 
 import ppl_tvae
 from ppl_tvae.guide_fit import against_mcmc
-from ppl_tvae.inference.mcmc import MCMC
 
 NUM_CELLS = 6
 
@@ -34,7 +33,7 @@ def small_run(path: Path, backend: str) -> ppl_tvae.Run:
     return ppl_tvae.train(experiment, path)
 
 
-def report(run: ppl_tvae.Run, settings: MCMC, num_sequences: int, site: str, out: Path) -> str:
+def report(run: ppl_tvae.Run, settings: ppl_tvae.MCMC, num_sequences: int, site: str, out: Path) -> str:
     """The comparison in words and numbers, and a picture of a few cells at `out`. Raises UserError."""
     tree = ppl_tvae.to_datatree(
         run, num_sequences=num_sequences, num_draws=400, mcmc=settings, mcmc_sequences=num_sequences, quiet=False
@@ -79,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="the picture (RUN/figures/guide_and_nuts.png)")
     options = parser.parse_args(arguments)
     matplotlib.use("agg")
-    settings = MCMC("nuts", options.warmup, options.draws, options.chains, options.tree_depth)
+    settings = ppl_tvae.MCMC("nuts", options.warmup, options.draws, options.chains, options.tree_depth)
     try:
         run = ppl_tvae.open_run(options.run) if options.run.exists() else small_run(options.run, options.backend)
         out = options.out or run.figure("guide_and_nuts.png")
