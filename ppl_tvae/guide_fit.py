@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.diagnostics.convergence import (
+    BELIEVABLE,
     NOT_BELIEVABLE,
     chosen_cells,
     convergence,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 _SEQUENCES_PER_BATCH = 8
+_MANY_CUT = 0.2  # of trajectories: worth a word
 _GAP_DRAWS = 50  # of each guide and sequence; the standard error over sequences has their noise in it
 
 
@@ -81,20 +83,28 @@ def against_mcmc(tree: "xr.DataTree", settings: MCMC, seed: int) -> dict[str, An
         "num_divergences": int(stats["diverging"].sum()),
         "num_steps": round(float(stats["n_steps"].mean()), 1),
         "step_size": float(np.median(stats["step_size"])),
-        "verdict": _overall(judged, doubted, int(stats["diverging"].sum())),
+        "verdict": _overall(judged, doubted) + _trouble(settings, stats),
         "convergence": judged,
         "guide": compared,
     }
 
 
-def _overall(judged: dict[str, Any], doubted: list[str], num_divergences: int) -> str:
-    diverged = f"; {num_divergences} trajectories diverged, draws near them are biased" if num_divergences else ""
+def _overall(judged: dict[str, Any], doubted: list[str]) -> str:
     if not doubted:
-        worst = "roughly " if any(not each["verdict"].startswith("believable") for each in judged.values()) else ""
-        return f"MCMC can {worst}be believed for {_listed(judged)}{diverged}"
+        rough = any(not each["verdict"].startswith(BELIEVABLE) for each in judged.values())
+        return f"MCMC can {'roughly ' if rough else ''}be believed for {_listed(judged)}"
     believed = [name for name in judged if name not in doubted]
-    rest = f", only for {_listed(believed)}" if believed else ""
-    return f"MCMC cannot be believed for {_listed(doubted)}{rest}{diverged}"
+    return f"MCMC cannot be believed for {_listed(doubted)}" + (f", only for {_listed(believed)}" if believed else "")
+
+
+def _trouble(settings: MCMC, stats: "xr.Dataset") -> str:
+    """What went wrong with the trajectories, if anything did."""
+    count, longest = int(stats["diverging"].sum()), 2**settings.max_tree_depth - 1
+    diverged = f"; {count} trajectories diverged, draws near them are biased" if count else ""
+    cut = float((stats["n_steps"] >= longest).mean()) if settings.kernel == "nuts" else 0.0
+    if cut < _MANY_CUT:
+        return diverged
+    return f"{diverged}; {cut:.0%} of trajectories were cut at {longest} steps, a larger tree depth mixes faster"
 
 
 def _listed(names: Any) -> str:

@@ -75,7 +75,7 @@ def convergence(chains: xr.Dataset) -> dict[str, dict[str, Any]]:
 
 def _verdict(rhats: np.ndarray, sizes: np.ndarray, num_chains: int) -> str:
     rhat, size = np.quantile(rhats, 0.95, method="higher"), np.quantile(sizes, 0.05, method="lower")
-    found = f"R-hat up to {rhat:.3g} and from {size:.0f} effective draws on, but for one cell in twenty"
+    found = f"R-hat at most {rhat:.3g}, at least {size:.0f} effective draws, for all but one cell in twenty"
     if rhat <= RHAT_LIMIT and size >= SIZE_PER_CHAIN * num_chains:
         return f"{BELIEVABLE}: {found}"
     if rhat <= _ROUGH_RHAT_LIMIT and size >= _ROUGH_SIZE_PER_CHAIN * num_chains:

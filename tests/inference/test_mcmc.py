@@ -85,7 +85,7 @@ def test_numbers_of_each_draw_are_the_programs(backend):
     host, arrays, dist = HOSTS[backend]
     program, frames = linear_gaussian.program(host, arrays.exp, dist), linear_gaussian.observations(2)
     values = linear_gaussian.parameters()
-    chains = chains_of(backend, program, values, frames, MCMC(num_warmup=100, num_draws=150, num_chains=2))
+    chains = chains_of(backend, program, values, frames, MCMC(num_warmup=60, num_draws=80, num_chains=2))
     a, b = chains.sites["a"], chains.sites["b"]
     normal = jax.scipy.stats.norm.logpdf
     with on_jax("cpu", "float64"):
