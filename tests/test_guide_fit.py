@@ -1,6 +1,7 @@
 """The guide against MCMC and against fitted guides: known answers on conjugate programs, then whole runs."""
 
 import json
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -57,12 +58,15 @@ class Ready:
     def __init__(self, backend, parameters, frames):
         self._backend, self.data = backend, Data(frames)
         with on_jax("cpu", "float64"), on_torch("cpu", "float64"):
-            program, kind = {
-                "numpyro": (linear_gaussian.program(numpyro, jnp.exp, numpyro_dist), NumpyroEvaluator),
-                "pyro": (linear_gaussian.program(pyro, torch.exp, pyro_dist), PyroEvaluator),
+            host, arrays, dist, kind = {
+                "numpyro": (numpyro, jnp, numpyro_dist, NumpyroEvaluator),
+                "pyro": (pyro, torch, pyro_dist, PyroEvaluator),
             }[backend]
+            constants = {name: arrays.asarray(value) for name, value in parameters.items()}
+            fixed = SimpleNamespace(plate=host.plate, sample=host.sample, param=constants.__getitem__)
+            program = linear_gaussian.program(fixed, arrays.exp, dist)
             render = (lambda tables, plan: tables.frames[plan.image.long()]) if backend == "pyro" else _rendered
-            self._ready = kind(program, parameters, render, Tables(frames), self.data.plan("test", 1), "float64", 0)
+            self._ready = kind(program, {}, render, Tables(frames), self.data.plan("test", 1), "float64", 0)
 
     def __getattr__(self, name):
         method = getattr(self._ready, name)

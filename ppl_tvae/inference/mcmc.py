@@ -11,11 +11,11 @@ KERNELS = ("nuts", "hmc")
 class MCMC(NamedTuple):
     """Chains of the host's kernel on the posterior of each sequence alone, with all parameters fixed.
 
-        kernel: "nuts" (Hoffman & Gelman 2014, arXiv 1111.4246) or "hmc"; num_warmup: iterations that adapt step size and
-        diagonal mass matrix, and are thrown away; num_draws: kept, of each chain; num_chains: of each sequence, each with
-        an adaptation of its own; max_tree_depth: of nuts, at most 2**max_tree_depth - 1 leapfrog steps in an iteration;
-    trajectory_length: of hmc, leapfrog steps times step size, where a normal of unit scale has the period 2 pi (Pyro rounds
-        the number of steps down, NumPyro changes the step to fit); target_acceptance: what the step size is adapted to.
+    kernel: "nuts" (Hoffman & Gelman 2014, arXiv 1111.4246) or "hmc"; num_warmup: iterations that adapt step size and
+    diagonal mass matrix, and are thrown away; num_draws: kept, of each chain; num_chains: of each sequence, each with
+    an adaptation of its own; max_tree_depth: of nuts, at most 2**max_tree_depth - 1 leapfrog steps in an iteration;
+    trajectory_length: of hmc, leapfrog steps times step size, where a normal of unit scale has the period 2 pi (Pyro
+    rounds the number of steps down, NumPyro changes the step to fit); target_acceptance: what steps are adapted to.
     """
 
     kernel: str = "nuts"
