@@ -109,7 +109,9 @@ def test_khat_tells_a_perfect_guide_from_a_bad_one(backend):
 def judged(backend, parameters, settings, num_draws=400):
     ready, frames = Ready(backend, parameters, linear_gaussian.observations(2)), linear_gaussian.observations(2)
     plan = ready.data.plan("test", 2)
-    tree = datatree(ready.posterior(plan, 0, num_draws), ready.prior(plan, 0, 1), frames, {}, {})
+    draws = [each._replace(frames=each.frames[..., None, None, None])  # the program observes numbers, not images
+             for each in (ready.posterior(plan, 0, num_draws), ready.prior(plan, 0, 1))]  # fmt: skip
+    tree = datatree(*draws, frames, {}, {})
     return against_mcmc(with_chains(tree, ready.mcmc(plan, 0, settings), {"sampling_time": 1.0}), settings, seed=0)
 
 
