@@ -1,6 +1,7 @@
 """The guide against MCMC and against fitted guides: known answers on conjugate programs, then whole runs."""
 
 import json
+from html import escape
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -264,7 +265,7 @@ def test_command_file_and_report(backend, run, tmp_path, capsys):
         assert len(summary(tree.load(), group="posterior_mcmc", var_names=["u"], coords=place)) == 4
     page = write_report([run], tmp_path / "page.html", backend=backend).read_text()
     assert "How far is the guide from the posterior?" in page
-    assert found["amortisation_gap"]["verdict"] in page
+    assert escape(found["amortisation_gap"]["verdict"]) in page
     assert "effective draws" in page
 
 
