@@ -15,6 +15,7 @@ from pathlib import Path
 
 import arviz_plots
 import matplotlib
+import numpy as np
 import xarray as xr
 
 import ppl_tvae
@@ -58,10 +59,22 @@ def draw(tree: xr.DataTree, site: str, out: Path) -> None:
     *others, last = tree["posterior"][site].dims[2:]
     place = dict.fromkeys(others, 0) | {last: list(range(min(NUM_CELLS, tree["posterior"][site].sizes[last])))}
     both = {"guide": "posterior", "nuts": "posterior_mcmc"}
-    draws = {name: xr.DataTree.from_dict({"posterior": tree[group].to_dataset()}) for name, group in both.items()}
+    count = min(tree[group].sizes["chain"] * tree[group].sizes["draw"] for group in both.values())
+    draws = {
+        name: xr.DataTree.from_dict({"posterior": one_chain(tree[group].to_dataset()[[site]], count)})
+        for name, group in both.items()
+    }
     plot = arviz_plots.plot_forest(draws, var_names=[site], coords=place, backend="matplotlib")
     plot.add_legend("model")
     plot.savefig(out)
+
+
+def one_chain(draws: xr.Dataset, count: int) -> xr.Dataset:
+    """So many draws, evenly spaced over all chains: two sets of draws in one picture must have equal numbers of both."""
+    joined = draws.stack(sample=("chain", "draw")).reset_index("sample", drop=True)
+    places = np.linspace(0, joined.sizes["sample"] - 1, count).astype(int)
+    one = joined.isel(sample=places).rename(sample="draw").expand_dims(chain=[0])
+    return one.assign_coords(draw=np.arange(count)).transpose("chain", "draw", ...)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
