@@ -70,7 +70,7 @@ def draw(tree: xr.DataTree, site: str, out: Path) -> None:
 
 
 def one_chain(draws: xr.Dataset, count: int) -> xr.Dataset:
-    """So many draws, evenly spaced over all chains: two sets of draws in one picture must have equal numbers of both."""
+    """So many draws, evenly spaced over all chains: in one picture both sets must have equally many."""
     joined = draws.stack(sample=("chain", "draw")).reset_index("sample", drop=True)
     places = np.linspace(0, joined.sizes["sample"] - 1, count).astype(int)
     one = joined.isel(sample=places).rename(sample="draw").expand_dims(chain=[0])

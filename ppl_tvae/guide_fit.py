@@ -74,7 +74,8 @@ def against_mcmc(tree: "xr.DataTree", settings: MCMC, seed: int) -> dict[str, An
     judged, compared = convergence(chains), guide_against_chains(guide, chains)
     doubted = [name for name, each in judged.items() if each["verdict"].startswith(NOT_BELIEVABLE)]
     for name in doubted:
-        compared[name]["verdict"] = "nothing can be said, since MCMC has not converged"
+        why = "nothing can be said, since MCMC has not converged"
+        compared[name] = {"num_cells": compared[name]["num_cells"], "verdict": why}
     return {
         "num_sequences": stats.sizes["sequence"],
         **settings._asdict(),
