@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ppl_tvae.diagnosis import to_datatree as to_datatree
     from ppl_tvae.errors import UserError as UserError
     from ppl_tvae.evaluation import evaluate as evaluate
+    from ppl_tvae.inference.mcmc import MCMC as MCMC
     from ppl_tvae.inference.temperatures import Annealing as Annealing
     from ppl_tvae.pictures import reconstruction_sheet as reconstruction_sheet
     from ppl_tvae.pictures import traversal_sheet as traversal_sheet
@@ -38,6 +39,7 @@ _HOMES = {
     "traversal_sheet": "pictures",
     "compare": "comparison",
     "Annealing": "inference.temperatures",
+    "MCMC": "inference.mcmc",
     "Program": "program",
     "Run": "runs",
     "write_report": "report",

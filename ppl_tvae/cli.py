@@ -217,12 +217,17 @@ def _diagnose(options: argparse.Namespace) -> None:
     from ppl_tvae.runs import open_run
 
     run = open_run(options.directory)
+    mcmc, gap = _guide_checks(options)
+    sizes = {"mcmc_sequences": options.mcmc_sequences, "gap_sequences": options.gap_sequences}
     found = diagnose(
         run,
         num_sequences=options.sequences,
         num_draws=options.draws,
         metric_sequences=options.max_sequences,
         simulated_sequences=options.simulated,
+        mcmc=mcmc,
+        gap_guide=gap,
+        **{name: size for name, size in sizes.items() if size is not None},
         split=options.split,
         transforms=options.transforms,
         seed=options.seed,
@@ -237,11 +242,55 @@ def _diagnose(options: argparse.Namespace) -> None:
     print(f"  guide: {posterior['verdict']}")
     for name, judged in found["calibration"].items():
         print(f"  calibration of {name} on {options.simulated} simulated sequences: {judged['verdict']}")
+    for line in _fit_in_words(found):
+        print(f"  {line}")
     if not found["equivariance"]:
         print("  equivariance: not measured, the program has no site t of event shape (S, C, D) with S and D above 1")
     for record in found["equivariance"]:
         error = "unknown" if record["standard_error"] is None else f"{record['standard_error']:.3g}"
         print(f"  {record['metric']:35} {record['value']:10.5g} +- {error:8}  {record['unit']}: {record['meaning']}")
+
+
+def _guide_checks(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The settings of MCMC and of the fitted guide that the guide is held against, None where it is not."""
+    from ppl_tvae.inference.mcmc import MCMC
+    from ppl_tvae.inference.unamortised import Unamortised
+
+    of_mcmc = {
+        "num_warmup": options.mcmc_warmup,
+        "num_draws": options.mcmc_draws,
+        "num_chains": options.mcmc_chains,
+        "max_tree_depth": options.mcmc_tree_depth,
+    }
+    of_gap = {"steps": options.gap_steps, "learning_rate": options.gap_learning_rate}
+    found: list[Any] = []
+    for flag, name, kind, given, count in (
+        ("--mcmc", options.mcmc, MCMC, of_mcmc, options.mcmc_sequences),
+        ("--gap", options.gap, Unamortised, of_gap, options.gap_sequences),
+    ):
+        settings = {setting: value for setting, value in given.items() if value is not None}
+        if name is None and (settings or count is not None):
+            raise UserError(f"expected {flag} NAME with the other options {flag}-..., found none; name one")
+        found.append(None if name is None else kind(name, **settings))
+    return found[0], found[1]
+
+
+def _fit_in_words(found: dict[str, Any]) -> list[str]:
+    """Lines on what the guide was held against, if it was."""
+    lines = []
+    if mcmc := found.get("mcmc"):
+        lines.append(
+            f"{mcmc['kernel']} on {mcmc['num_sequences']} sequences, {mcmc['seconds']:.0f} s: {mcmc['verdict']}"
+        )
+        lines += [f"  {name}: {each['verdict']}" for name, each in mcmc["convergence"].items()]
+        lines.append("guide against MCMC:")
+        lines += [f"  {name}: {each['verdict']}" for name, each in mcmc["guide"].items()]
+    if gap := found.get("amortisation_gap"):
+        lines.append(
+            f"amortisation gap to {gap['guide_name']}: {gap['value']:.3f} +- {gap['standard_error']:.3f} "
+            f"{gap['unit']}; {gap['verdict']}"
+        )
+    return lines
 
 
 def _figures(options: argparse.Namespace) -> None:

@@ -10,10 +10,13 @@ from tqdm import tqdm
 from ppl_tvae.config import check_seed
 from ppl_tvae.data import SPLITS, Plan, SequenceData
 from ppl_tvae.diagnostics import calibration, equivariance
-from ppl_tvae.diagnostics.datatree import datatree
+from ppl_tvae.diagnostics.datatree import datatree, with_chains
 from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.guide_fit import against_mcmc, amortisation_gap, chains_of, check_chains, check_gap
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.draw import Draw
+from ppl_tvae.inference.mcmc import MCMC
+from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.runs import Run, writing_to
 from ppl_tvae.trained import evaluator
 from ppl_tvae.training import data_of
@@ -30,23 +33,41 @@ def to_datatree(
     *,
     num_sequences: int = 8,
     num_draws: int = 100,
+    mcmc: MCMC | None = None,
+    mcmc_sequences: int = 2,
     split: str = "test",
     transforms: Sequence[str] | None = None,
     seed: int = 0,
     backend: str | None = None,
     device: str = "auto",
+    quiet: bool = True,
 ) -> "xr.DataTree":
     """The guide's draws for sequences of a split, with the prior's and what the model makes of both.
 
     Groups, dimensions and coordinates: `ppl_tvae.diagnostics.datatree`. transforms: what moves in the sequences, where
-    that is something else than in training. The whole tree is in memory: a draw of a
-    sequence takes about half a megabyte at the default sizes. Raises UserError.
+    that is something else than in training. mcmc: chains on the posterior of the first mcmc_sequences of them, as
+    further groups; None for none. The whole tree is in memory: a draw of a sequence takes about half a megabyte at the
+    default sizes, one of MCMC a seventh of that. Raises UserError.
     """
     _check({"num_sequences": num_sequences, "num_draws": num_draws}, split, seed)
+    if mcmc is not None:
+        check_chains(mcmc, mcmc_sequences, num_sequences)
     data = data_of(run.experiment, transforms)
     with evaluator(run, data, backend, device, seed) as ready:
         attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
-        return _tree(run, ready, data, num_sequences, num_draws, attrs)
+        tree = _tree(run, ready, data, num_sequences, num_draws, attrs)
+        if mcmc is None:
+            return tree
+        return _with_mcmc(tree, ready, data, mcmc, mcmc_sequences, split, quiet)
+
+
+def _with_mcmc(
+    tree: "xr.DataTree", ready: Any, data: SequenceData, mcmc: MCMC, num_sequences: int, split: str, quiet: bool
+) -> "xr.DataTree":
+    """The tree with groups of chains."""
+    chains, seconds = chains_of(ready, data, mcmc, num_sequences, split, quiet)
+    attrs = {"sampling_time": seconds, "kernel": mcmc.kernel, "tuning_steps": mcmc.num_warmup}  # as ArviZ names them
+    return with_chains(tree, chains, attrs)
 
 
 def _tree(
@@ -95,6 +116,10 @@ def diagnose(
     num_draws: int = 100,
     metric_sequences: int = 200,
     simulated_sequences: int = 64,
+    mcmc: MCMC | None = None,
+    mcmc_sequences: int = 2,
+    gap_guide: Unamortised | None = None,
+    gap_sequences: int = 8,
     split: str = "test",
     transforms: Sequence[str] | None = None,
     seed: int = 0,
@@ -106,16 +131,28 @@ def diagnose(
 
     Keys: posterior (the settings of the tree, k-hat and effective sample size of each of its sequences, a verdict),
     calibration (for each quantity the `calibration_ranks` and a verdict), equivariance (`equivariance_metrics`).
+    Where mcmc is given, also mcmc (`guide_fit.against_mcmc`), with the chains in posterior.nc; where gap_guide is,
+    amortisation_gap (`guide_fit.amortisation_gap`). Both are slow.
     transforms: as in `to_datatree`; calibration is of the model's own sequences and does not depend on them.
     Raises UserError.
     """
     counts = {"num_sequences": num_sequences, "num_draws": num_draws, "metric_sequences": metric_sequences}
     _check(counts | {"simulated_sequences": simulated_sequences}, split, seed)
+    if mcmc is not None:
+        check_chains(mcmc, mcmc_sequences, num_sequences)
+    if gap_guide is not None:
+        check_gap(gap_guide, gap_sequences)
+    against: dict[str, Any] = {}
     data = data_of(run.experiment, transforms)
     with evaluator(run, data, backend, device, seed) as ready:  # one for all, for what it compiles
         attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
         tree = _tree(run, ready, data, num_sequences, num_draws, attrs)
+        if mcmc is not None:
+            tree = _with_mcmc(tree, ready, data, mcmc, mcmc_sequences, split, quiet)
+            against["mcmc"] = against_mcmc(tree, mcmc, seed)
         save_datatree(run, tree)
+        if gap_guide is not None:
+            against["amortisation_gap"] = amortisation_gap(ready, data, gap_guide, gap_sequences, split, quiet)
         ranks = simulated_ranks(ready, data.plan("train", 1), simulated_sequences, _CALIBRATION_DRAWS, seed, quiet)
         equivariance_found = _metrics(ready, data, metric_sequences, split, seed, quiet)
     stats = tree["sample_stats"].to_dataset()
@@ -139,6 +176,7 @@ def diagnose(
             for name, values in ranks.items()
         },
         "equivariance": equivariance_found,
+        **against,
     }
     run.save_diagnosis(found)
     return found

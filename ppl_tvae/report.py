@@ -44,6 +44,7 @@ def write_report(
     names = ", ".join(run.name for run in runs)
     sections = [_summary(runs), _training(runs), _estimates(runs), _equivariance(runs)]
     sections += [_calibration(run) for run in runs if run.diagnosis().get("calibration")]
+    sections += [_fit(run) for run in runs if {"mcmc", "amortisation_gap"} & set(run.diagnosis())]
     sections += [_pictures(run) for run in runs] + [_repeat(run) for run in runs]
     with writing_to(path):
         path.write_text(page(f"ppl-tvae: {names}", sections), encoding="utf-8")
@@ -194,6 +195,36 @@ def _calibration(run: Run) -> Section:
     rows = [[name, each.verdict] for name, each in judged.items()]
     table = Table("one random cell of each site, and the log-likelihood", ("quantity", "verdict"), rows, (1,))
     return Section(f"Is the guide calibrated? {run.name}", [Picture(calibration_chart(judged), caption), table])
+
+
+def _fit(run: Run) -> Section:
+    """The guide against MCMC, and against a guide fitted to each sequence."""
+    found, parts = run.diagnosis(), list[Any]()
+    if mcmc := found.get("mcmc"):
+        believed = mcmc["verdict"].startswith("MCMC can")
+        parts.append(f"{mcmc['verdict']}." if believed else Warning(f"{run.name}: {mcmc['verdict']}."))
+        caption = (
+            f"{mcmc['kernel']}: {mcmc['num_chains']} chains of {mcmc['num_draws']} draws on {mcmc['num_sequences']} "
+            f"sequences; a cell in the middle of all (median), R-hat also at 90 %. Difference of means: guide minus "
+            f"MCMC, in standard deviations, root mean square with the noise taken away. Ratio of scales: guide / MCMC."
+        )
+        header = ("quantity", "R-hat", "at 90 %", "effective draws", "difference", "ratio", "MCMC", "the guide")
+        rows = [[name, *_against(each, mcmc["guide"][name])] for name, each in mcmc["convergence"].items()]
+        parts.append(Table(caption, header, rows, (6, 7)))
+    if gap := found.get("amortisation_gap"):
+        value = f"{gap['value']:.3f} ± {gap['standard_error']:.2g} {gap['unit']}"
+        parts.append(
+            f"A guide of the family {gap['guide_name']}, fitted to each of {gap['num_sequences']} sequences in "
+            f"{gap['guide_steps']} steps, has an ELBO higher by {value} (paired): {gap['verdict']}."
+        )
+    return Section(f"How far is the guide from the posterior? {run.name}", parts)
+
+
+def _against(judged: Mapping[str, Any], compared: Mapping[str, Any]) -> list[str]:
+    numbers = [*judged.get("rhat_quantiles", ("-",) * 3)[1:], judged.get("ess_quantiles", ("-",) * 3)[1]]
+    numbers.append(compared.get("difference_beyond_noise", "-"))
+    numbers.append(compared.get("ratio_of_scales_quantiles", ("-",) * 3)[1])
+    return [*map(str, numbers), judged["verdict"], compared["verdict"]]
 
 
 def _pictures(run: Run) -> Section:

@@ -10,6 +10,7 @@ import xarray as xr
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.draw import Draw
+from ppl_tvae.inference.mcmc import Chains
 
 FRAME_DIMS = ("sequence", "time", "height", "width", "channel")
 CELL_DIMS = ("sequence", "time", "capsule", "position")
@@ -60,6 +61,38 @@ def datatree(
             "observed_data": named({"x": observed}, frames, ()),
         }
     )
+
+
+def with_chains(tree: xr.DataTree, chains: Chains, attrs: Mapping[str, Any]) -> xr.DataTree:
+    """The tree with the groups posterior_mcmc, log_likelihood_mcmc and sample_stats_mcmc beside the guide's.
+
+    chains: of the first sequences of the tree. Variables, dimensions and coordinates are those of posterior and
+    log_likelihood, with as many chains. sample_stats_mcmc, by the names that ArviZ knows: lp, the log joint density in
+    unconstrained space; energy, acceptance_rate, diverging, n_steps and step_size, (chain, draw, sequence).
+    """
+    guide = tree["posterior"].to_dataset()
+    dims: dict[Any, Sequence[Any]] = {name: guide[name].dims[2:] for name in chains.sites}
+    num_sequences = np.shape(chains.energy)[2]
+    along = {name: values[:num_sequences] for name, values in guide.coords.items() if values.dims == ("sequence",)}
+    stats = {
+        "lp": np.asarray(chains.log_joint, np.float64),
+        "energy": np.asarray(chains.energy, np.float64),
+        "acceptance_rate": np.asarray(chains.acceptance_rate, np.float64),
+        "diverging": np.asarray(chains.diverging, bool),
+        "n_steps": np.asarray(chains.num_steps, np.int64),
+        "step_size": np.asarray(chains.step_size, np.float64),
+    }
+
+    def group(values: Mapping[str, Any], names: Mapping[Any, Sequence[Any]]) -> xr.Dataset:
+        drawn = arviz_base.dict_to_dataset(dict(values), dims=dict(names), attrs={**guide.attrs, **attrs})
+        return drawn.assign_coords(along)
+
+    groups = {
+        "posterior_mcmc": group(chains.sites, dims),
+        "log_likelihood_mcmc": group({"x": chains.log_likelihood}, {"x": ["sequence"]}),
+        "sample_stats_mcmc": group(stats, {name: ["sequence"] for name in stats}),
+    }
+    return xr.DataTree.from_dict({**{name: child.to_dataset() for name, child in tree.children.items()}, **groups})
 
 
 def _dims_of(sites: Mapping[str, Any], num_timesteps: int) -> dict[Any, Sequence[Any]]:

@@ -23,7 +23,7 @@ from numpyro.handlers import seed, substitute, trace
 
 from ppl_tvae.inference.numpyro.tracing import (
     OBSERVED,
-    from_the_reals,
+    bijections,
     latent_sites,
     log_joint,
     log_prob,
@@ -115,7 +115,7 @@ class Annealer:
         progress: Progress,
         adapt: bool = False,
     ) -> Annealed:
-        transforms = self._transforms(frames)
+        transforms = bijections(self._program, self._parameters, frames)
         unconstrained = {name: transforms[name].inv(value) for name, value in latents.items()}
         log_start, log_target = self._densities(self._parameters, frames, unconstrained)
         gain = log_target - log_start
@@ -189,7 +189,7 @@ class Annealer:
 
     def _log_densities(self, parameters: Any, frames: jax.Array, unconstrained: Latents) -> tuple[jax.Array, jax.Array]:
         """log f_0 and log p(x, z) of each chain, (chains * batch,), as densities in unconstrained space."""
-        transforms = self._transforms(frames)
+        transforms = bijections(self._program, self._parameters, frames)
         latents = {name: transforms[name](value) for name, value in unconstrained.items()}
         guide_trace, model_trace = traces_at(self._program, parameters, frames, latents)
         sites = latent_sites(model_trace)
@@ -202,17 +202,6 @@ class Annealer:
         log_prior = sum((log_prob(site) for site in sites.values()), start=jnp.zeros(()))
         log_start = log_prior if prior else log_joint(guide_trace)
         return log_start + jacobian, log_joint(model_trace) + jacobian
-
-    def _transforms(self, frames: jax.Array) -> dict[str, Any]:
-        """From the reals to the support of each latent."""
-        model = substitute(seed(self._program.model, jax.random.key(0)), data=self._parameters)
-        supports: dict[str, Any] = {}
-
-        def look(frames: jax.Array) -> None:
-            supports.update({n: s["fn"].support for n, s in latent_sites(trace(model).get_trace(frames)).items()})
-
-        jax.eval_shape(look, frames)  # shapes only: nothing is computed
-        return {name: from_the_reals(name, support) for name, support in supports.items()}
 
 
 def _add(a: Latents, b: Latents, factor: Any) -> Latents:

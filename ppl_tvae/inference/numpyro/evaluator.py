@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppl_tvae.inference.draw import Draw
+from ppl_tvae.inference.mcmc import MCMC, Chains
 from ppl_tvae.inference.numpyro.annealing import Annealed, Annealer, Progress
 from ppl_tvae.inference.numpyro.device import to_device
 from ppl_tvae.inference.numpyro.importance import frame_log_weights, log_weights
+from ppl_tvae.inference.numpyro.mcmc import Sampler
 from ppl_tvae.inference.numpyro.posterior import decoding, posterior_draw, prior_draw
 from ppl_tvae.inference.numpyro.tracing import parameters_of
 from ppl_tvae.inference.numpyro.unamortised import unamortised_log_weights
@@ -18,7 +20,7 @@ from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
 
-_OF_PRIOR = 2**31 - 1  # no batch has this index
+_OF_PRIOR, _OF_CHAINS = 2**31 - 1, 2**31 - 2  # no batch has such an index
 
 
 class Evaluator:
@@ -81,6 +83,13 @@ class Evaluator:
         path = annealer.pilot(key_pilot, frames, progress)
         forward = annealer.forward(key_forward, frames, path, progress)
         return forward, annealer.backward(key_backward, frames, latents, path, progress)
+
+    def mcmc(self, plan: Any, batch_index: int, settings: MCMC, progress: Any = lambda _: None) -> Chains:
+        """Chains of the host's NUTS or HMC for each sequence of the plan, started at draws from the guide."""
+        frames = self._render(self._tables, to_device(plan))
+        if settings not in self._samplers:
+            self._samplers[settings] = Sampler(self._program, self._parameters, settings)
+        return self._samplers[settings].draws(self._key(batch_index, _OF_CHAINS), frames, progress)
 
     def posterior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
         """Draws from the guide, each field with a leading axis (num_draws, batch, ...)."""

@@ -33,12 +33,17 @@ def traces_at(
     program: Program, parameters: Mapping[str, jax.Array], frames: jax.Array, latents: Mapping[str, jax.Array]
 ) -> tuple[Trace, Trace]:
     """The traces of guide and model at given latents, by site name."""
-    given = {
-        name: {"type": "sample", "value": value, "is_observed": False, "infer": {}} for name, value in latents.items()
-    }
+    given = as_trace(latents)
     unused = jax.random.key(0)  # every latent is given
     guide_trace = replayed(program.guide, parameters, unused, frames, given)
     return guide_trace, replayed(program.model, parameters, unused, frames, given)
+
+
+def as_trace(latents: Mapping[str, jax.Array]) -> Trace:
+    """Latents by site name, as a trace to replay."""
+    return {
+        name: {"type": "sample", "value": value, "is_observed": False, "infer": {}} for name, value in latents.items()
+    }
 
 
 def replayed(
@@ -100,9 +105,16 @@ def from_the_reals(name: str, support: Any) -> Any:
         return biject_to(support)
     except NotImplementedError:
         raise UserError(
-            f"expected latents with unconstrained coordinates, as annealing and automatic guides need, found site "
-            f"'{name}' with the support {support}; use elbo and iwae with the run's own guide"
+            f"expected latents with unconstrained coordinates, as annealing, MCMC and automatic guides need, found "
+            f"site '{name}' with the support {support}; use elbo and iwae with the run's own guide"
         ) from None
+
+
+def bijections(program: Program, parameters: Mapping[str, jax.Array], frames: jax.Array) -> dict[str, Any]:
+    """From the reals to the support of each latent of the model, by site name. Raises UserError where there is none."""
+    model = substitute(seed(program.model, jax.random.key(0)), data=dict(parameters))
+    sites = latent_sites(trace(model).get_trace(frames))
+    return {name: from_the_reals(name, site["fn"].support) for name, site in sites.items()}
 
 
 def per_sequence(site: Site, values: jax.Array) -> jax.Array:

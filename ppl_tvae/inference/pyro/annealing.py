@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ppl_tvae.inference.pyro.tracing import (
     OBSERVED,
-    from_the_reals,
+    bijections,
     latent_sites,
     log_joint,
     log_prob,
@@ -100,7 +100,7 @@ class Annealer:
 
     def _walk(self, frames: Tensor, latents: Latents, path: Path, progress: Progress, adapt: bool = False) -> Annealed:
         with parameters_as(self._parameters), torch.no_grad():
-            transforms = self._transforms(frames)
+            transforms = bijections(self._program, frames)
             unconstrained = {name: transforms[name].inv(value) for name, value in latents.items()}
             log_start, log_target = self._log_densities(transforms, frames, unconstrained)
             gain = log_target - log_start
@@ -168,11 +168,6 @@ class Annealer:
         log_prior = sum((log_prob(site) for site in sites.values()), start=torch.zeros(()))
         log_start = log_prior if prior else log_joint(guide_trace)
         return log_start + jacobian, log_joint(model_trace) + jacobian
-
-    def _transforms(self, frames: Tensor) -> dict[str, Any]:
-        """From the reals to the support of each latent."""
-        sites = latent_sites(trace(self._program.model).get_trace(frames))
-        return {name: from_the_reals(name, site["fn"].support) for name, site in sites.items()}
 
 
 def _add(a: Latents, b: Latents, factor: float) -> Latents:

@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from ppl_tvae.inference.draw import Draw
+from ppl_tvae.inference.mcmc import MCMC, Chains
 from ppl_tvae.inference.pyro.annealing import Annealed, Annealer, Progress
 from ppl_tvae.inference.pyro.device import return_freed_memory, to_device
 from ppl_tvae.inference.pyro.importance import frame_log_weights, log_weights
+from ppl_tvae.inference.pyro.mcmc import Sampler
 from ppl_tvae.inference.pyro.posterior import decoding, posterior_draw, prior_draw
 from ppl_tvae.inference.pyro.tracing import parameters_of
 from ppl_tvae.inference.pyro.unamortised import unamortised_log_weights
@@ -19,7 +21,7 @@ from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
 
-_OF_PRIOR = 1
+_OF_PRIOR, _OF_CHAINS = 1, 2
 
 
 class Evaluator:
@@ -84,6 +86,13 @@ class Evaluator:
         path = annealer.pilot(frames, progress)
         forward = annealer.forward(frames, path, progress)
         return forward, annealer.backward(frames, latents, path, progress)
+
+    def mcmc(self, plan: Any, batch_index: int, settings: MCMC, progress: Any = lambda _: None) -> Chains:
+        """Chains of the host's NUTS or HMC for each sequence of the plan, started at draws from the guide."""
+        frames = self._render(self._tables, to_device(plan))
+        sampler = Sampler(self._program, self._parameters, settings)
+        self._set_noise(batch_index, _OF_CHAINS)
+        return sampler.draws(frames, progress)
 
     def posterior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
         """Draws from the guide, each field with a leading axis (num_draws, batch, ...)."""

@@ -104,9 +104,15 @@ def from_the_reals(name: str, support: Any) -> Any:
         return biject_to(support)
     except NotImplementedError:
         raise UserError(
-            f"expected latents with unconstrained coordinates, as annealing and automatic guides need, found site "
-            f"'{name}' with the support {support}; use elbo and iwae with the run's own guide"
+            f"expected latents with unconstrained coordinates, as annealing, MCMC and automatic guides need, found "
+            f"site '{name}' with the support {support}; use elbo and iwae with the run's own guide"
         ) from None
+
+
+def bijections(program: Program, frames: Tensor) -> dict[str, Any]:
+    """From the reals to the support of each latent of the model, by site name. Raises UserError where there is none."""
+    sites = latent_sites(trace(program.model).get_trace(frames))
+    return {name: from_the_reals(name, site["fn"].support) for name, site in sites.items()}
 
 
 def per_sequence(site: Site, values: Tensor) -> Tensor:

@@ -1,0 +1,299 @@
+"""The guide against MCMC and against fitted guides: known answers on conjugate programs, then whole runs."""
+
+import json
+from html import escape
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as numpyro_dist
+import pyro
+import pyro.distributions as pyro_dist
+import pytest
+import torch
+import xarray as xr
+
+from ppl_tvae import cli, train
+from ppl_tvae.data import Plan
+from ppl_tvae.diagnosis import save_datatree, to_datatree
+from ppl_tvae.diagnostics.convergence import LIKELIHOOD, convergence, guide_against_chains
+from ppl_tvae.diagnostics.datatree import datatree, with_chains
+from ppl_tvae.errors import UserError
+from ppl_tvae.guide_fit import against_mcmc, amortisation_gap
+from ppl_tvae.inference import reliability
+from ppl_tvae.inference.mcmc import MCMC
+from ppl_tvae.inference.numpyro.device import on_device as on_jax
+from ppl_tvae.inference.numpyro.evaluator import Evaluator as NumpyroEvaluator
+from ppl_tvae.inference.pyro.device import on_device as on_torch
+from ppl_tvae.inference.pyro.evaluator import Evaluator as PyroEvaluator
+from ppl_tvae.inference.unamortised import Unamortised
+from ppl_tvae.report import write_report
+from tests.conftest import STANDARD_ERRORS
+from tests.inference import linear_gaussian
+from tests.inference.test_unamortised import divergence_of_the_best_diagonal_normal
+from tests.small_runs import BACKENDS, small_training
+
+CHAIN_GROUPS = {"posterior_mcmc", "log_likelihood_mcmc", "sample_stats_mcmc"}
+FEW = MCMC(num_warmup=6, num_draws=6, num_chains=2, max_tree_depth=2)
+
+
+class Tables(NamedTuple):
+    frames: np.ndarray
+
+
+class Data(NamedTuple):
+    """As much of a SequenceData as is needed: any split holds these frames."""
+
+    frames: np.ndarray
+    num_timesteps: int = linear_gaussian.NUM_FRAMES
+
+    def plan(self, split, count):
+        return Plan(*(np.arange(count, dtype=np.int32) for _ in Plan._fields))
+
+
+class Ready:
+    """An evaluator of the linear Gaussian program, on the CPU in float64."""
+
+    def __init__(self, backend, parameters, frames):
+        self._backend, self.data = backend, Data(frames)
+        with on_jax("cpu", "float64"), on_torch("cpu", "float64"):
+            host, arrays, dist, kind = {
+                "numpyro": (numpyro, jnp, numpyro_dist, NumpyroEvaluator),
+                "pyro": (pyro, torch, pyro_dist, PyroEvaluator),
+            }[backend]
+            constants = {name: arrays.asarray(value) for name, value in parameters.items()}
+            fixed = SimpleNamespace(plate=host.plate, sample=host.sample, param=constants.__getitem__)
+            program = linear_gaussian.program(fixed, arrays.exp, dist)
+            render = (lambda tables, plan: tables.frames[plan.image.long()]) if backend == "pyro" else _rendered
+            self._ready = kind(program, {}, render, Tables(frames), self.data.plan("test", 1), "float64", 0)
+
+    def __getattr__(self, name):
+        method = getattr(self._ready, name)
+
+        def called(*arguments):
+            with on_jax("cpu", "float64"), on_torch("cpu", "float64"):
+                return method(*arguments)
+
+        return called
+
+
+def _rendered(tables, plan):
+    return tables.frames[plan.image]
+
+
+def with_guide(**shifts):
+    exact = linear_gaussian.parameters_with_exact_guide()
+    return exact | {f"guide.{name}": exact[f"guide.{name}"] + shift for name, shift in shifts.items()}
+
+
+# Pareto k-hat
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_khat_tells_a_perfect_guide_from_a_bad_one(backend):
+    """The ratio of normals with scales 1 and s < 1 has a tail of shape 1 - s**2; a wider guide's is bounded."""
+    frames = linear_gaussian.observations(3)
+
+    def khat(parameters):
+        return reliability.khat(Ready(backend, parameters, frames).log_weights(Data(frames).plan("test", 3), 0, 2000))
+
+    assert (khat(with_guide()) == -np.inf).all()
+    assert (khat(with_guide(log_scale=0.1)) < 0.4).all()
+    assert (khat(with_guide(log_scale=-1.6)) > reliability.KHAT_LIMIT).all()
+
+
+# The guide against MCMC
+
+
+def judged(backend, parameters, settings, num_draws=400):
+    ready, frames = Ready(backend, parameters, linear_gaussian.observations(2)), linear_gaussian.observations(2)
+    plan = ready.data.plan("test", 2)
+    draws = [each._replace(frames=each.frames[..., None, None, None])  # the program observes numbers, not images
+             for each in (ready.posterior(plan, 0, num_draws), ready.prior(plan, 0, 1))]  # fmt: skip
+    tree = datatree(*draws, frames, {}, {})
+    return against_mcmc(with_chains(tree, ready.mcmc(plan, 0, settings), {"sampling_time": 1.0}), settings, seed=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("shifts", "means", "scales"),
+    [
+        ({}, "means agree", "scales agree"),
+        ({"log_scale": -0.7}, "means agree", "too narrow"),
+        ({"gain_a": 0.6}, "means are off", "scales agree"),
+    ],
+)
+def test_what_is_wrong_with_a_guide_is_found_and_noise_is_not(shifts, means, scales, backend):
+    found = judged(backend, with_guide(**shifts), MCMC(num_warmup=150, num_draws=400, num_chains=2))
+    assert found["verdict"].startswith("MCMC can")
+    assert set(found["convergence"]) == set(found["guide"]) == {"a", "b", LIKELIHOOD}
+    assert found["convergence"]["a"]["num_cells"] == 2  # one for each sequence
+    verdict = found["guide"]["a"]["verdict"]
+    assert means in verdict
+    assert scales in verdict
+    if "log_scale" in shifts:
+        ratio, error = (
+            found["guide"]["a"]["ratio_of_scales_quantiles"][1],
+            found["guide"]["a"]["log_ratio_standard_error"],
+        )
+        assert abs(np.log(ratio) + 0.7) < STANDARD_ERRORS * error
+    assert json.loads(json.dumps(found)) == json.loads(json.dumps(found, allow_nan=False))
+
+
+def test_chains_that_have_not_come_together_are_not_believed():
+    rng = np.random.default_rng(0)
+    good = rng.standard_normal((4, 300, 40))
+    apart = good + np.arange(4)[:, None, None]
+    still = np.repeat(rng.standard_normal((4, 1, 40)), 300, axis=1)
+    chains = xr.Dataset({name: (("chain", "draw", f"{name}_cell"), v) for name, v in
+                         {"good": good, "apart": apart, "still": still}.items()})  # fmt: skip
+    found = convergence(chains)
+    assert found["good"]["verdict"].startswith("believable")
+    assert found["apart"]["verdict"].startswith("not to be believed")
+    assert found["still"]["verdict"].startswith("not to be believed")
+    assert found["apart"]["rhat_quantiles"][0] > 1.2
+    assert abs(found["good"]["ess_quantiles"][1] / 1200 - 1) < 0.2
+    assert "R-hat needs 2 chains" in convergence(chains[["good"]].isel(chain=[0]))["good"]["verdict"]
+    short = chains[["good"]].isel(draw=slice(2))
+    assert "too few draws" in guide_against_chains(short, chains[["good"]])["good"]["verdict"]
+
+
+def test_correlated_draws_count_for_less():
+    """The mean of a slow chain that is off by its own noise is no misfit; the same of independent draws is one."""
+    rng = np.random.default_rng(1)
+    slow = np.empty((4, 400, 300))
+    slow[:, 0] = rng.standard_normal((4, 300))
+    for draw in range(1, 400):
+        slow[:, draw] = 0.95 * slow[:, draw - 1] + (1 - 0.95**2) ** 0.5 * rng.standard_normal((4, 300))
+    guide, exact, chains = (
+        xr.Dataset({"u": (("chain", "draw", "cell"), values)})
+        for values in (rng.standard_normal((1, 400, 300)), rng.standard_normal((4, 400, 300)), slow)
+    )
+    found = guide_against_chains(guide, chains)["u"]
+    assert "means agree" in found["verdict"]
+    assert found["difference_standard_error"] > 2 * guide_against_chains(guide, exact)["u"]["difference_standard_error"]
+    assert "means are off by 0.2" in guide_against_chains(guide + 0.2, exact)["u"]["verdict"]
+
+
+# The amortisation gap
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_amortisation_gap_is_the_difference_of_two_known_elbos(backend):
+    values, frames = linear_gaussian.parameters(0.4), linear_gaussian.observations(6)
+    ready = Ready(backend, values, frames)
+    settings = Unamortised("auto-normal", steps=600, learning_rate=0.05)
+    found = amortisation_gap(ready, ready.data, settings, 6, "test", quiet=True)
+    with on_jax("cpu", "float64"):
+        own = np.asarray(linear_gaussian.expected_bound(values, frames, 1, 0.0))
+    fitted = linear_gaussian.log_evidence(values, frames) - divergence_of_the_best_diagonal_normal(values)
+    exact = (fitted - own) / linear_gaussian.NUM_FRAMES
+    off = np.asarray(found["per_sequence"]) - exact
+    assert exact.mean() > 0.1
+    assert abs(off.mean()) < STANDARD_ERRORS * off.std(ddof=1) / 6**0.5
+    assert off.std(ddof=1) < 0.3 * exact.mean()
+    assert found["value"] == pytest.approx(found["elbo_fitted"] - found["elbo_own"])
+    assert found["value"] == pytest.approx(np.mean(found["per_sequence"]), abs=1e-3)
+    assert found["standard_error"] == pytest.approx(np.std(found["per_sequence"], ddof=1) / 6**0.5, abs=1e-3)
+    assert found["unit"] == "nats per frame"
+    assert (found["guide_name"], found["guide_steps"]) == ("auto-normal", 600)
+
+
+# Whole runs
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("numpyro")
+    return train(small_training(folder, "numpyro"), folder / "run", quiet=True)
+
+
+def test_both_backends_give_the_same_groups(run):
+    trees = [to_datatree(run, num_sequences=3, num_draws=4, mcmc=FEW, backend=backend) for backend in BACKENDS]
+    for tree in trees:
+        posterior, chains = tree["posterior"], tree["posterior_mcmc"]
+        assert set(tree.children) >= CHAIN_GROUPS
+        assert set(chains.data_vars) == set(posterior.data_vars) == {"z", "u", "t"}
+        assert all(chains[name].dims == posterior[name].dims for name in "zut")
+        assert set(chains.coords) == set(posterior.coords)
+        for name in set(chains.coords) - {"chain", "draw"}:
+            own = posterior[name].isel(sequence=slice(2)) if "sequence" in posterior[name].dims else posterior[name]
+            assert chains[name].equals(own)
+        assert chains["t"].shape == (2, 6, 2, 4, 2, 4)
+        assert tree["sample_stats_mcmc"]["energy"].dims == ("chain", "draw", "sequence")
+        assert tree["log_likelihood_mcmc"]["x"].dims == ("chain", "draw", "sequence")
+        assert chains.attrs["kernel"] == "nuts"
+    for group in CHAIN_GROUPS:
+        first, second = (tree[group].to_dataset().variables for tree in trees)
+        assert {n: (v.dims, v.shape, v.dtype) for n, v in first.items()} == {
+            n: (v.dims, v.shape, v.dtype) for n, v in second.items()
+        }
+
+
+def test_t_is_that_of_the_drawn_latents(run):
+    from ppl_tvae.assembly import lattice_of
+
+    tree = to_datatree(run, num_sequences=2, num_draws=4, mcmc=FEW)
+    z, u, t = (tree["posterior_mcmc"][name].values.astype(np.float64) for name in "zut")
+    energy = lattice_of(run.experiment).energy(u)
+    np.testing.assert_allclose(t, (z + run.parameters()["mu"]) / np.sqrt(energy + run.experiment.epsilon), rtol=1e-4)
+    assert np.ptp(u, axis=1).min() >= 0
+    assert (np.ptp(u, axis=1) > 0).any()  # chains move
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_command_file_and_report(backend, run, tmp_path, capsys):
+    from arviz_stats import summary
+
+    arguments = ["diagnose", str(run.path), "--backend", backend, "--draws", "30", "--sequences", "2",
+                 "--max-sequences", "2", "--simulated", "8", "--mcmc", "nuts", "--mcmc-sequences", "1",
+                 "--mcmc-warmup", "6", "--mcmc-draws", "6", "--mcmc-chains", "2", "--mcmc-tree-depth", "2",
+                 "--gap", "auto-normal", "--gap-sequences", "2", "--gap-steps", "5"]  # fmt: skip
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    found = run.diagnosis()
+    assert f"nuts on 1 sequences, {found['mcmc']['seconds']:.0f} s: MCMC" in printed
+    assert "amortisation gap to auto-normal" in printed
+    assert found["mcmc"]["guide"]["u"]["verdict"] in printed
+    assert (found["mcmc"]["num_warmup"], found["mcmc"]["num_draws"], found["mcmc"]["max_tree_depth"]) == (6, 6, 2)
+    assert found["mcmc"]["num_steps"] <= 3
+    with xr.open_datatree(run.path / "posterior.nc", engine="h5netcdf") as tree:
+        assert set(tree.children) >= CHAIN_GROUPS
+        place = {"sequence": 0, "time": 0, "capsule": 0}
+        assert len(summary(tree.load(), group="posterior_mcmc", var_names=["u"], coords=place)) == 4
+    page = write_report([run], tmp_path / "page.html", backend=backend).read_text()
+    assert "How far is the guide from the posterior?" in page
+    assert escape(found["amortisation_gap"]["verdict"]) in page
+    assert "effective draws" in page
+
+
+def test_without_the_options_nothing_of_it_is_there(run, capsys):
+    assert cli.main(["diagnose", str(run.path), "--draws", "4", "--sequences", "1", "--max-sequences", "2",
+                     "--simulated", "8"]) == 0  # fmt: skip
+    assert not {"mcmc", "amortisation_gap"} & set(run.diagnosis())
+    assert "MCMC" not in capsys.readouterr().out
+
+
+def test_refused_in_a_sentence(run, capsys):
+    for arguments, words in [
+        (["--mcmc", "gibbs"], "kernel of MCMC"),
+        (["--mcmc-draws", "3"], "expected --mcmc NAME"),
+        (["--gap-sequences", "3"], "expected --gap NAME"),
+        (["--mcmc", "nuts", "--mcmc-sequences", "9"], "between 1 and 8 sequences"),
+        (["--mcmc", "nuts", "--mcmc-chains", "0"], "num_chains of at least 1"),
+        (["--gap", "auto-cauchy"], "automatic guide"),
+        (["--gap", "auto-normal", "--gap-sequences", "1"], "at least 2 sequences"),
+    ]:
+        assert cli.main(["diagnose", str(run.path), *arguments]) == 2
+        assert words in capsys.readouterr().err
+    with pytest.raises(UserError, match="num_draws of at least 1"):
+        to_datatree(run, mcmc=MCMC(num_draws=0))
+
+
+def test_the_tree_is_saved_with_chains(run, tmp_path):
+    tree = to_datatree(run, num_sequences=2, num_draws=4, mcmc=FEW, mcmc_sequences=1)
+    with xr.open_datatree(save_datatree(run, tree), engine="h5netcdf") as opened:
+        np.testing.assert_array_equal(opened["posterior_mcmc"]["u"], tree["posterior_mcmc"]["u"])
+        assert opened["sample_stats_mcmc"]["diverging"].dtype == bool
