@@ -11,7 +11,7 @@ from ppl_tvae.config import check_seed
 from ppl_tvae.data import SPLITS, Plan, SequenceData
 from ppl_tvae.diagnostics import calibration, rolling
 from ppl_tvae.diagnostics.datatree import datatree
-from ppl_tvae.diagnostics.predictive import predictive_checks
+from ppl_tvae.diagnostics.predictive import predictive_checks, prior_ranks
 from ppl_tvae.diagnostics.rolling import EQUIVARIANCE as EQUIVARIANCE
 from ppl_tvae.diagnostics.sensitivity import power_scaling
 from ppl_tvae.errors import UserError, unknown_name
@@ -109,7 +109,8 @@ def diagnose(
 
     Keys: posterior (the settings of the tree, k-hat and effective sample size of each of its sequences, a verdict),
     calibration (for each quantity the `calibration_ranks` and a verdict), equivariance (`equivariance_metrics`),
-    by_transform (`diagnostics.rolling`), predictive_checks and power_scaling (the functions of these names).
+    by_transform (`diagnostics.rolling`), and predictive_checks, prior_ranks and power_scaling (the functions of these
+    names).
     transforms: as in `to_datatree`; calibration is of the model's own sequences and does not depend on them.
     Raises UserError.
     """
@@ -145,6 +146,7 @@ def diagnose(
         "equivariance": equivariant,
         "by_transform": by_transform,
         "predictive_checks": predictive_checks(tree),
+        "prior_ranks": prior_ranks(tree),
         "power_scaling": power_scaling(tree),
     }
     run.save_diagnosis(found)

@@ -38,9 +38,9 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A PNG with what it shows, in words."""
+    """A PNG or GIF with what it shows, in words."""
 
-    png: bytes
+    content: bytes
     caption: str
 
 
@@ -81,10 +81,11 @@ def _part(part: Table | Picture | Code | Warning | str) -> str:
     if isinstance(part, Table):
         return _table(part)
     if isinstance(part, Picture):
-        source = base64.b64encode(part.png).decode()
+        kind = "gif" if part.content.startswith(b"GIF8") else "png"
+        source = base64.b64encode(part.content).decode()
         alt = escape(part.caption, quote=True)
         return (
-            f'<figure><img alt="{alt}" src="data:image/png;base64,{source}">'
+            f'<figure><img alt="{alt}" src="data:image/{kind};base64,{source}">'
             f"<figcaption>{escape(part.caption)}</figcaption></figure>"
         )
     if isinstance(part, Code):

@@ -24,10 +24,10 @@ def predictive_checks(tree: xr.DataTree) -> list[dict[str, Any]]:
     draw), p_value (`statistics.tail_probability`), extreme (`is_extreme`), extreme_sequences: the share of sequences
     whose own p-value is extreme.
     """
-    observed = tree["observed_data"]["x"].values
+    observed = tree["observed_data"].to_dataset()["x"].values
     records = []
     for kind, group in REPLICATES.items():
-        replicated = np.concatenate(tree[group]["x"].values)  # chains one after the other
+        replicated = np.concatenate(tree[group].to_dataset()["x"].values)  # chains one after the other
         for name, statistic in statistics.applicable(observed).items():
             records.append({"replicates": kind, "statistic": name, **_checked(statistic, observed, replicated)})
     return records
@@ -50,3 +50,23 @@ def _checked(statistic: statistics.Statistic, observed: np.ndarray, replicated: 
         "extreme": bool(is_extreme(p_value)),
         "extreme_sequences": float(np.mean(is_extreme(statistics.tail_probability(ours, theirs)))),
     }
+
+
+def prior_ranks(tree: xr.DataTree, num_points: int = 41, num_cells: int = 200) -> dict[str, list[float]]:
+    """Where the guide's draws lie among the prior's: site -> ECDF of their ranks minus the uniform one.
+
+    At `num_points` even points from 0 to 1. The rank of a draw is the share of the prior's draws of its cell that lie
+    below; pooled over draws, sequences and, of a large site, `num_cells` evenly chosen cells. Averaged over data that
+    the model made, exact posteriors give the prior back, so the function is zero. Cells are not independent: no band.
+    """
+    found = {}
+    groups = [tree[group].to_dataset() for group in ("posterior", "prior")]
+    for name in groups[0].data_vars:
+        drawn, prior = (group[name].values for group in groups)
+        drawn, prior = (values.reshape(np.prod(values.shape[:3]), -1) for values in (drawn, prior))
+        cells = np.unique(np.linspace(0, drawn.shape[1] - 1, num_cells).round().astype(int))
+        ranks = [np.searchsorted(np.sort(prior[:, cell]), drawn[:, cell]) / len(prior) for cell in cells]
+        points = np.linspace(0, 1, num_points)
+        function = np.searchsorted(np.sort(np.concatenate(ranks)), points, side="right") / sum(map(len, ranks))
+        found[str(name)] = [round(float(value), 4) for value in function - points]
+    return found
