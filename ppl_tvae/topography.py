@@ -40,7 +40,7 @@ def draw_energies(run: Run, data: SequenceData, ready: Any, num_sequences: int =
     if is_torus(run.experiment):
         cells, names = (round(cells[1] ** 0.5),) * 2, ("row", "column")
     matrices = {
-        "W W^T scaled: W u² under the prior": overlap(lattice.neighborhood),
+        "W Wᵀ scaled: W u² under the prior": overlap(lattice.neighborhood),
         "W u² of the guide's draws": cell_correlation(lattice.energy(sites["u"].astype(np.float64))),
         "|t| of the guide's draws": cell_correlation(np.abs(sites["t"].astype(np.float64))),
     }

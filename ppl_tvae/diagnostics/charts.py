@@ -71,7 +71,8 @@ def khat_chart(khats: Sequence[float]) -> bytes:
     figure, axes = _axes(5.6, 3.0)
     places = range(len(khats))
     finite = [value for value in khats if math.isfinite(value)]
-    low, high = min([0.0, *finite]) - 0.1, max([1.0, *finite]) + 0.15
+    low, high = min([0.0, *finite]), max([1.0, *finite])
+    low, high = low - 0.08 * (high - low), high + 0.08 * (high - low)
     for below, colour, label in ((True, COLOURS[0], "usable"), (False, COLOURS[1], "not usable")):
         points = [(place, value) for place, value in zip(places, khats, strict=True) if (value <= KHAT_LIMIT) == below]
         inside = [(place, value) for place, value in points if math.isfinite(value)]
@@ -82,7 +83,7 @@ def khat_chart(khats: Sequence[float]) -> bytes:
     axes.set_ylim(low, high)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("sequence, in the order of posterior.nc")
-    axes.set_ylabel("Pareto k-hat (no unit; down is better)")
+    axes.set_ylabel("Pareto k-hat (down is better)")
     axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.16))
     return png(figure)
 

@@ -19,7 +19,7 @@ def correlation_maps(matrices: Mapping[str, np.ndarray], grid: tuple[int, int], 
     circular; axes_names: what rows and columns are, such as ("time s", "position d").
     """
     rows, columns = grid
-    figure = blank_figure(5.8, 0.9 + 2.75 * len(matrices))
+    figure = blank_figure(5.8, 0.8 + 2.62 * len(matrices))
     panels = figure.subplots(len(matrices), 2, squeeze=False)
     shown = None
     for (title, matrix), (left, right) in zip(matrices.items(), panels, strict=True):
@@ -31,7 +31,7 @@ def correlation_maps(matrices: Mapping[str, np.ndarray], grid: tuple[int, int], 
         left.set_xlabel(f"cell, by {axes_names[0]}", fontsize=8)
         left.set_ylabel(f"cell, by {axes_names[0]}", fontsize=8)
         _offset_map(right, by_offset(matrix, rows, columns), axes_names)
-    figure.colorbar(shown, ax=panels, location="bottom", shrink=0.6, label="correlation", aspect=30)
+    figure.colorbar(shown, ax=panels, location="bottom", shrink=0.6, label="correlation", aspect=40, pad=0.02)
     return png(figure)
 
 
@@ -76,7 +76,7 @@ def selectivity_map(dprime: np.ndarray, classes: Sequence[str], grid: tuple[int,
     strength = np.maximum(dprime.max(axis=0), 0).reshape(grid)
     colours = np.array([to_rgb(_CLASS_COLOURS[k % len(_CLASS_COLOURS)]) for k in range(len(classes))])
     faint = 0.15 + 0.85 * (strength / max(strength.max(), 1e-12))[..., None]
-    figure = blank_figure(5.4, 10.6)
+    figure = blank_figure(5.4, 9.2)
     upper, lower = figure.subplots(2, 1)
     upper.imshow(faint * colours[best] + (1 - faint), interpolation="nearest")
     for (row, column), k in np.ndenumerate(best):

@@ -12,7 +12,8 @@ import xarray as xr
 from ppl_tvae.diagnostics import statistics
 
 EXTREME = 0.01  # a p-value this near to 0 or 1
-FEWEST_DRAWS = round(0.5 / EXTREME)  # from fewer, no p-value can be that extreme
+FEWEST_DRAWS = round(0.5 / EXTREME) - 1  # from fewer, no p-value can be that extreme
+_DIGITS = 9  # two values that differ only beyond are tied: sums of the same numbers in another order
 REPLICATES = {"posterior": "posterior_predictive", "prior": "prior_predictive"}
 
 
@@ -35,12 +36,13 @@ def predictive_checks(tree: xr.DataTree) -> list[dict[str, Any]]:
 
 def is_extreme(p_value: Any) -> Any:
     """Whether a p-value lies within `EXTREME` of 0 or 1: hardly a replicate is on the other side."""
-    return (p_value < EXTREME) | (p_value > 1 - EXTREME)
+    return (p_value <= EXTREME) | (p_value >= 1 - EXTREME)
 
 
 def _checked(statistic: statistics.Statistic, observed: np.ndarray, replicated: np.ndarray) -> dict[str, Any]:
     ours, theirs = (np.asarray(statistic.function(frames), np.float64) for frames in (observed, replicated))
-    p_value = float(statistics.tail_probability(ours.mean(), theirs.mean(axis=1)))
+    of_data, of_replicates = np.round(ours.mean(), _DIGITS), np.round(theirs.mean(axis=1), _DIGITS)
+    p_value = float(statistics.tail_probability(of_data, of_replicates))
     return {
         "unit": statistic.unit,
         "meaning": statistic.meaning,
