@@ -21,7 +21,7 @@ def diagnosis_sections(run: Run) -> list[Section]:
     for heading, key, parts in (
         ("Can the guide's draws be reweighted?", "posterior", _weights),
         ("Is the guide calibrated?", "calibration", _calibration),
-        ("CapCorr and errors of rolling, by transform", "by_transform", _by_transform),
+        ("Does the code roll, by transform?", "by_transform", _by_transform),
         ("Do replicated frames look like the observed ones?", "predictive_checks", _predictive_checks),
         ("Are the guide's draws, over all data, those of the prior?", "prior_ranks", _prior_ranks),
         ("How much does the prior count?", "power_scaling", _power_scaling),
@@ -95,11 +95,11 @@ def _by_transform(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -
     ]
 
 
-def _with_error(measured: Mapping[str, float | None]) -> str:
+def _with_error(measured: Mapping[str, float | None], digits: str = ".4f") -> str:
     if measured["value"] is None:
         return "-"
     error = "" if measured["standard_error"] is None else f" ± {measured['standard_error']:.2g}"
-    return f"{measured['value']:.4f}{error}"
+    return f"{measured['value']:{digits}}{error}"
 
 
 def _predictive_checks(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -> list[Any]:
@@ -129,7 +129,7 @@ def _predictive_checks(found: list[Mapping[str, Any]], charts: Mapping[str, byte
         "extreme one is a misfit indeed."
     )
     few = f"With fewer than {FEWEST_DRAWS} draws no p-value can be extreme." if num_draws < FEWEST_DRAWS else ""
-    table = Table("Bayesian p-values", header, rows, (1, 6))
+    table = Table("Bayesian p-values", header, rows, (6,))
     return [part for part in (Picture(charts["predictive_checks"], caption), words, few, table) if part]
 
 
@@ -146,7 +146,7 @@ def _power_scaling(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) 
     rows = [
         [own["quantity"]]
         + [
-            _with_error({"value": own[part], "standard_error": own[f"{part}_standard_error"]})
+            _with_error({"value": own[part], "standard_error": own[f"{part}_standard_error"]}, ".2f")
             for part in ("prior", "likelihood")
         ]
         for own in found

@@ -43,7 +43,7 @@ def torus(tmp_path_factory):
     np.savez(folder / "halves.npz", images=images, labels=labels)
     experiment = replace(
         small_training(folder, "numpyro", model="torus", num_timesteps=None, num_capsules=None, capsule_dim=25),
-        data=str(folder / "halves.npz"), 
+        data=str(folder / "halves.npz"),
     )  # fmt: skip
     return train(experiment, folder / "run", quiet=True)
 

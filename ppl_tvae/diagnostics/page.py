@@ -19,13 +19,16 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
 th:first-child, td:first-child, .text { text-align: left; }
-td.text { white-space: normal; min-width: 6rem; }
+td.text { white-space: normal; min-width: 6rem; } td.long { min-width: 16rem; }
 .caption { margin-bottom: 0.3rem; }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
 figure { margin: 1rem 0; } figcaption { font-size: 0.9rem; }
 pre { background: var(--soft); padding: 0.7rem; overflow-x: auto; border-radius: 4px; font-size: 0.85rem; }
 .warning { color: var(--warn); }
 """
+
+
+_LONG = 30  # letters of a cell that would be a tall, narrow column on a phone
 
 
 class Table(NamedTuple):
@@ -107,8 +110,9 @@ def _table(table: Table) -> str:
 
 
 def _cell(table: Table, column: int, text: str) -> str:
-    return f"<td{_class(table, column)}>{escape(text)}</td>"
+    return f"<td{_class(table, column, len(text) > _LONG)}>{escape(text)}</td>"
 
 
-def _class(table: Table, column: int) -> str:
-    return ' class="text"' if column in table.text_columns else ""
+def _class(table: Table, column: int, is_long: bool = False) -> str:
+    names = "text long" if is_long else "text"
+    return f' class="{names}"' if column in table.text_columns else ""
