@@ -57,7 +57,7 @@ def moving_indices(data: SequenceData, plan: Plan) -> np.ndarray:
     """(B, S), the index of the moving factor's value in each frame; -1 throughout where no factor is known to move."""
     if data.transforms == ("none",):
         return np.full((len(plan.phase), data.num_timesteps), -1)
-    return (plan.phase[:, None] + np.arange(data.num_timesteps)) % data.num_timesteps
+    return data.moving_indices(plan)
 
 
 def first_value_times(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

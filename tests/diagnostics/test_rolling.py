@@ -11,7 +11,11 @@ from ppl_tvae.diagnostics.equivariance import capsule_correlation, first_value_o
 from tests.conftest import STANDARD_ERRORS
 
 S, C, D = 6, 3, 6
-DATA = SimpleNamespace(transforms=("rotation", "hue"), num_timesteps=S)
+DATA = SimpleNamespace(
+    transforms=("rotation", "hue"),
+    num_timesteps=S,
+    moving_indices=lambda plan: (plan.phase[:, None] + np.arange(S)) % S,
+)
 
 
 def a_plan(batch):
