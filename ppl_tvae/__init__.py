@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from ppl_tvae.diagnosis import to_datatree as to_datatree
     from ppl_tvae.errors import UserError as UserError
     from ppl_tvae.evaluation import evaluate as evaluate
+    from ppl_tvae.figures import draw_figures as draw_figures
     from ppl_tvae.inference.mcmc import MCMC as MCMC
     from ppl_tvae.inference.temperatures import Annealing as Annealing
     from ppl_tvae.pictures import reconstruction_sheet as reconstruction_sheet
+    from ppl_tvae.pictures import traversal_animation as traversal_animation
     from ppl_tvae.pictures import traversal_sheet as traversal_sheet
     from ppl_tvae.program import Program as Program
     from ppl_tvae.report import write_report as write_report
@@ -35,7 +37,9 @@ _HOMES = {
     "to_datatree": "diagnosis",
     "UserError": "errors",
     "evaluate": "evaluation",
+    "draw_figures": "figures",
     "reconstruction_sheet": "pictures",
+    "traversal_animation": "pictures",
     "traversal_sheet": "pictures",
     "compare": "comparison",
     "Annealing": "inference.temperatures",

@@ -70,7 +70,9 @@ def command_parser() -> argparse.ArgumentParser:
     compare.add_argument("--markdown", action="store_true", help="print a Markdown table")
     compare.add_argument("--csv", action="store_true", help="print comma-separated values")
 
-    diagnose = _command(commands, "diagnose", "draws as posterior.nc (ArviZ), calibration, equivariance")
+    diagnose = _command(
+        commands, "diagnose", "draws as posterior.nc (ArviZ), calibration, predictive checks, equivariance"
+    )
     diagnose.add_argument("directory", type=Path, metavar="RUN")
     diagnose.add_argument("--sequences", type=int, default=8, metavar="N", help="sequences in posterior.nc (8)")
     diagnose.add_argument("--draws", type=int, default=100, metavar="N", help="draws for each of them (100)")
@@ -93,7 +95,7 @@ def command_parser() -> argparse.ArgumentParser:
     diagnose.add_argument("--seed", type=int, default=0, help="seed of the draws")
     _add_place(diagnose)
 
-    figures = _command(commands, "figures", "draw reconstructions and traversals of test sequences")
+    figures = _command(commands, "figures", "draw reconstructions, traversals, prior samples, maps of the lattice")
     figures.add_argument("directory", type=Path, metavar="RUN")
     _add_place(figures)
 

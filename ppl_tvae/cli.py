@@ -294,12 +294,12 @@ def _fit_in_words(found: dict[str, Any]) -> list[str]:
 
 
 def _figures(options: argparse.Namespace) -> None:
-    from ppl_tvae.pictures import reconstruction_sheet, traversal_sheet
+    from ppl_tvae.figures import draw_figures, save_charts
     from ppl_tvae.runs import open_run
 
-    run, place = open_run(options.directory), {"backend": options.backend, "device": options.device}
-    drawn = {"reconstructions": reconstruction_sheet(run, **place), "traversals": traversal_sheet(run, **place)}
-    paths = {name: str(path) for name, path in drawn.items() if path is not None}
+    run = open_run(options.directory)
+    drawn = draw_figures(run, backend=options.backend, device=options.device) | save_charts(run)
+    paths = {name: str(path) for name, path in drawn.items()}
     _show(options, {"figures": list(paths.values())}, "\n".join(f"{name}: {path}" for name, path in paths.items()))
 
 

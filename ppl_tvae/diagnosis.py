@@ -9,11 +9,14 @@ from tqdm import tqdm
 
 from ppl_tvae.config import check_seed
 from ppl_tvae.data import SPLITS, Plan, SequenceData
-from ppl_tvae.diagnostics import calibration, equivariance
+from ppl_tvae.diagnostics import calibration, rolling
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
+from ppl_tvae.diagnostics.predictive import predictive_checks, prior_ranks
+from ppl_tvae.diagnostics.rolling import EQUIVARIANCE as EQUIVARIANCE
+from ppl_tvae.diagnostics.sensitivity import power_scaling
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.guide_fit import against_mcmc, amortisation_gap, chains_of, check_chains, check_gap
-from ppl_tvae.inference import bounds, reliability
+from ppl_tvae.inference import reliability
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC
 from ppl_tvae.inference.unamortised import Unamortised
@@ -130,7 +133,9 @@ def diagnose(
     """What `ppl-tvae diagnose` does: write posterior.nc (`to_datatree`) and diagnosis.json; returns the latter.
 
     Keys: posterior (the settings of the tree, k-hat and effective sample size of each of its sequences, a verdict),
-    calibration (for each quantity the `calibration_ranks` and a verdict), equivariance (`equivariance_metrics`).
+    calibration (for each quantity the `calibration_ranks` and a verdict), equivariance (`equivariance_metrics`),
+    by_transform (`diagnostics.rolling`), and predictive_checks, prior_ranks and power_scaling (the functions of these
+    names).
     Where mcmc is given, also mcmc (`guide_fit.against_mcmc`), with the chains in posterior.nc; where gap_guide is,
     amortisation_gap (`guide_fit.amortisation_gap`). Both are slow.
     transforms: as in `to_datatree`; calibration is of the model's own sequences and does not depend on them.
@@ -154,7 +159,7 @@ def diagnose(
         if gap_guide is not None:
             against["amortisation_gap"] = amortisation_gap(ready, data, gap_guide, gap_sequences, split, quiet)
         ranks = simulated_ranks(ready, data.plan("train", 1), simulated_sequences, _CALIBRATION_DRAWS, seed, quiet)
-        equivariance_found = _metrics(ready, data, metric_sequences, split, seed, quiet)
+        equivariant, by_transform = _rolls(ready, data, data.plan(split, metric_sequences), split, seed, quiet)
     stats = tree["sample_stats"].to_dataset()
     khats, sizes = stats["khat"].values, stats["effective_sample_size"].values
     found = {
@@ -175,7 +180,11 @@ def diagnose(
             name: {"verdict": calibration.calibration(values).verdict, "ranks": [round(float(v), 4) for v in values]}
             for name, values in ranks.items()
         },
-        "equivariance": equivariance_found,
+        "equivariance": equivariant,
+        "by_transform": by_transform,
+        "predictive_checks": predictive_checks(tree),
+        "prior_ranks": prior_ranks(tree),
+        "power_scaling": power_scaling(tree),
         **against,
     }
     run.save_diagnosis(found)
@@ -204,38 +213,18 @@ def equivariance_metrics(
     _check({"num_sequences": num_sequences}, split, seed)
     data = data_of(run.experiment, transforms)
     with evaluator(run, data, backend, device, seed) as ready:
-        return _metrics(ready, data, num_sequences, split, seed, quiet)
+        return _rolls(ready, data, data.plan(split, num_sequences), split, seed, quiet)[0]
 
 
-def _metrics(
-    ready: Any, data: SequenceData, num_sequences: int, split: str, seed: int, quiet: bool
-) -> list[dict[str, Any]]:
-    rows: dict[str, list[np.ndarray]] = {}
-    batches = list(_batches(data.plan(split, num_sequences)))
-    for index, part in tqdm(batches, desc="equivariance", disable=True if quiet else None):
-        t = ready.latents(part, index).get("t")
-        if not equivariance.rolls(t, data.num_timesteps):
-            return []
-        frames = ready.frames(part)
-        for name, values in _of_a_batch(ready, t, frames, np.random.default_rng([seed, index])).items():
-            rows.setdefault(name, []).append(values)
-    records = []
-    for name, (unit, meaning) in EQUIVARIANCE.items():
-        values = np.concatenate(rows[name]).astype(np.float64)
-        records.append(
-            {
-                "metric": name,
-                "value": float(values.mean()),
-                "standard_error": float(bounds.standard_error(values)) if len(values) > 1 else None,
-                "unit": unit,
-                "meaning": meaning,
-                "num_sequences": len(values),
-                "split": split,
-                "transforms": list(data.transforms),
-                "seed": seed,
-            }
-        )
-    return records
+def _rolls(
+    ready: Any, data: SequenceData, plan: Plan, split: str, seed: int, quiet: bool
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The metrics over all sequences of a plan, and by transform; both empty where no code rolls."""
+    batches = tqdm(list(_batches(plan)), desc="equivariance", disable=True if quiet else None)
+    found = rolling.measured(ready, data, batches, seed)
+    if found is None:
+        return [], []
+    return rolling.summary(found, data, split, seed), rolling.by_transform(found, data, plan)
 
 
 def calibration_ranks(
@@ -280,34 +269,6 @@ def simulated_ranks(
     return {name: np.concatenate(parts)[:num_sequences] for name, parts in ranks.items()}
 
 
-_IMAGE = "squared error per pixel"
-EQUIVARIANCE = {
-    "equivariance_error": ("L1, summed", "E_eq of the paper; low also for a code that is constant over positions"),
-    "centred_equivariance_error": ("L1, summed", "E_eq after each capsule's mean is taken away; low only if it rolls"),
-    "image_error_rolled": (_IMAGE, "frames decoded from the first frame's code, rolled"),
-    "image_error_not_rolled": (_IMAGE, "the same, not rolled"),
-    "image_error_rolled_minus_not_rolled": (_IMAGE, "their paired difference: below zero where rolling helps"),
-    "image_error_random_roll": (_IMAGE, "the same, rolled by random amounts"),
-    "image_error_reconstruction": (_IMAGE, "frames decoded from their own code"),
-}
-
-
-def _of_a_batch(ready: Any, t: np.ndarray, frames: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Every metric of each sequence, (batch,)."""
-    still = np.repeat(t[:, :1], t.shape[1], axis=1)
-    places = (np.arange(t.shape[3]) - rng.integers(t.shape[3], size=(*t.shape[:2], 1))) % t.shape[3]
-    random = np.take_along_axis(still, places[:, :, None], axis=3)
-    codes = {"rolled": equivariance.rolled_from(t, 0), "not_rolled": still, "random_roll": random, "reconstruction": t}
-    errors = {f"image_error_{name}": (ready.decode(code) - frames)[:, 1:] ** 2 for name, code in codes.items()}
-    image = {name: error.mean(axis=(1, 2, 3, 4)) for name, error in errors.items()}
-    return {
-        "equivariance_error": equivariance.equivariance_error(t),
-        "centred_equivariance_error": equivariance.equivariance_error(t, centred=True),
-        "image_error_rolled_minus_not_rolled": image["image_error_rolled"] - image["image_error_not_rolled"],
-        **image,
-    }
-
-
 # From fewer ranks there is no distribution function to judge.
 _AT_LEAST = {"simulated_sequences": 8}
 
@@ -328,9 +289,10 @@ def _batches(plan: Plan) -> Iterator[tuple[int, Plan]]:
 
 def _joined(draws: list[Draw]) -> Draw:
     """One draw of all sequences: axis 1 of every array."""
-    sites = {name: np.concatenate([draw.sites[name] for draw in draws], axis=1) for name in draws[0].sites}
-    others = (
-        None if draws[0][place] is None else np.concatenate([draw[place] for draw in draws], axis=1)
-        for place in range(1, len(Draw._fields))
-    )
-    return Draw(sites, *others)
+
+    def joined(parts: Sequence[Any]) -> Any:
+        if isinstance(parts[0], dict):
+            return {name: joined([part[name] for part in parts]) for name in parts[0]}
+        return None if parts[0] is None else np.concatenate(parts, axis=1)
+
+    return Draw(*(joined(parts) for parts in zip(*draws, strict=True)))

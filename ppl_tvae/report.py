@@ -6,22 +6,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from ppl_tvae import comparison
 from ppl_tvae.config import Experiment
-from ppl_tvae.diagnostics.calibration import PROBABILITY, calibration
-from ppl_tvae.diagnostics.charts import bounds_chart, calibration_chart, training_curves
+from ppl_tvae.diagnosis_sections import diagnosis_sections, predictive_warnings
+from ppl_tvae.diagnostics.charts import bounds_chart, training_curves
 from ppl_tvae.diagnostics.page import Code, Picture, Section, Table, Warning, page
 from ppl_tvae.errors import UserError
-from ppl_tvae.pictures import reconstruction_sheet, traversal_sheet
+from ppl_tvae.figures import FIGURES, draw_figures
 from ppl_tvae.runs import Run, writing_to
-
-_PICTURES = {
-    "reconstructions.png": "Test sequences, and below each the mean of p(x | latents) at a draw from the guide.",
-    "traversals.png": "Test sequences; decoded from their own codes; and decoded from the first frame's code, rolled "
-    "one position per frame. Where capsules are equivariant, the third row of each follows the first.",
-}
 
 
 def write_report(
@@ -38,14 +30,13 @@ def write_report(
     comparison.check_names(runs)
     path = path or runs[0].path / "report.html"
     for run in runs:
-        for name, draw in (("reconstructions.png", reconstruction_sheet), ("traversals.png", traversal_sheet)):
-            if not run.is_up_to_date(f"figures/{name}"):
-                draw(run, backend=backend, device=device)
+        old = [name for name, each in FIGURES.items() if not run.is_up_to_date(f"figures/{each.file}")]
+        draw_figures(run, old, backend=backend, device=device)
     names = ", ".join(run.name for run in runs)
     sections = [_summary(runs), _training(runs), _estimates(runs), _equivariance(runs)]
-    sections += [_calibration(run) for run in runs if run.diagnosis().get("calibration")]
-    sections += [_fit(run) for run in runs if {"mcmc", "amortisation_gap"} & set(run.diagnosis())]
-    sections += [_pictures(run) for run in runs] + [_repeat(run) for run in runs]
+    for run in runs:
+        sections += [*diagnosis_sections(run), _pictures(run)]
+    sections += [_repeat(run) for run in runs]
     with writing_to(path):
         path.write_text(page(f"ppl-tvae: {names}", sections), encoding="utf-8")
     return path
@@ -90,6 +81,7 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
             for file in ("evaluation.json", "diagnosis.json")
             if (run.path / file).exists() and not run.is_up_to_date(file)
         ]
+        found += [f"{name}, {words}" for words in predictive_warnings(run)]
         verdicts = {
             r["notes"]["verdict"] for r in run.evaluations() if "verdict" in r["notes"] and "guide_name" not in r
         }
@@ -184,55 +176,11 @@ def _metric(records: Sequence[Mapping[str, Any]], name: str) -> str:
     return "-"
 
 
-def _calibration(run: Run) -> Section:
-    found = run.diagnosis()["calibration"]
-    judged = {name: calibration(np.asarray(own["ranks"])) for name, own in found.items()}
-    count = len(next(iter(found.values()))["ranks"])
-    caption = (
-        f"Simulation-based calibration on {count} sequences drawn from the model: the true value's rank among draws of "
-        f"the guide. A calibrated guide stays in the grey band ({PROBABILITY:.0%}, simultaneous)."
-    )
-    rows = [[name, each.verdict] for name, each in judged.items()]
-    table = Table("one random cell of each site, and the log-likelihood", ("quantity", "verdict"), rows, (1,))
-    return Section(f"Is the guide calibrated? {run.name}", [Picture(calibration_chart(judged), caption), table])
-
-
-def _fit(run: Run) -> Section:
-    """The guide against MCMC, and against a guide fitted to each sequence."""
-    found, parts = run.diagnosis(), list[Any]()
-    if mcmc := found.get("mcmc"):
-        believed = mcmc["verdict"].startswith("MCMC can")
-        parts.append(f"{mcmc['verdict']}." if believed else Warning(f"{run.name}: {mcmc['verdict']}."))
-        caption = (
-            f"{mcmc['kernel']}: {mcmc['num_chains']} chains of {mcmc['num_draws']} draws on {mcmc['num_sequences']} "
-            f"sequences; a cell in the middle of all (median), R-hat also at 90 %. Difference of means: guide minus "
-            f"MCMC, in standard deviations, root mean square with the noise taken away. Ratio of scales: guide / MCMC."
-        )
-        header = ("quantity", "R-hat", "at 90 %", "effective draws", "difference", "ratio", "MCMC", "the guide")
-        rows = [[name, *_against(each, mcmc["guide"][name])] for name, each in mcmc["convergence"].items()]
-        parts.append(Table(caption, header, rows, (6, 7)))
-    if gap := found.get("amortisation_gap"):
-        value = f"{gap['value']:.3f} ± {gap['standard_error']:.2g} {gap['unit']}"
-        parts.append(
-            f"A guide of the family {gap['guide_name']}, fitted to each of {gap['num_sequences']} sequences in "
-            f"{gap['guide_steps']} steps, has an ELBO higher by {value} (paired): {gap['verdict']}."
-        )
-    return Section(f"How far is the guide from the posterior? {run.name}", parts)
-
-
-def _against(judged: Mapping[str, Any], compared: Mapping[str, Any]) -> list[str]:
-    numbers = [*judged.get("rhat_quantiles", ("-",) * 3)[1:], judged.get("ess_quantiles", ("-",) * 3)[1]]
-    numbers.append(compared.get("difference_beyond_noise", "-"))
-    numbers.append(compared.get("ratio_of_scales_quantiles", ("-",) * 3)[1])
-    return [*map(str, numbers), judged["verdict"], compared["verdict"]]
-
-
 def _pictures(run: Run) -> Section:
-    folder = run.path / "figures"
     shown = [
-        Picture((folder / name).read_bytes(), caption)
-        for name, caption in _PICTURES.items()
-        if (folder / name).exists()
+        Picture((run.path / "figures" / each.file).read_bytes(), each.caption)
+        for each in FIGURES.values()
+        if (run.path / "figures" / each.file).exists()
     ]
     return Section(f"Pictures: {run.name}", shown)
 

@@ -17,7 +17,7 @@ from ppl_tvae.errors import UserError
 from tests.small_runs import BACKENDS, files_in, small_training
 
 GROUPS = {
-    "posterior", "posterior_predictive", "log_likelihood", "sample_stats", "prior", "prior_predictive",
+    "posterior", "posterior_predictive", "log_likelihood", "log_prior", "sample_stats", "prior", "prior_predictive",
     "observed_data",
 }  # fmt: skip
 

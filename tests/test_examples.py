@@ -11,6 +11,7 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from PIL import Image
 
 import ppl_tvae
 from ppl_tvae.assembly import load_program
@@ -390,4 +391,34 @@ def test_script_refuses_in_a_sentence(trained, tmp_path, capsys):
         ([str(tmp_path)], "expected a run directory"),
     ]:
         assert script.main(arguments) == 2
+        assert sentence in capsys.readouterr().err
+
+
+# Traversals
+
+traversal_script = imported(ROOT / "examples/traversals.py")
+
+
+def test_traversals_roll_all_capsules_or_one():
+    t = np.random.default_rng(12).standard_normal((2, 4, 3, 5))
+    codes = traversal_script.traversals(t, 1, [2])
+    for s in range(4):
+        rolled = np.roll(t[:, 1], s - 1, axis=-1)
+        np.testing.assert_array_equal(codes["all capsules"][:, s], rolled)
+        np.testing.assert_array_equal(codes["capsule 2"][:, s, 2], rolled[:, 2])
+        np.testing.assert_array_equal(codes["capsule 2"][:, s, :2], t[:, 1, :2])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_traversal_script_writes_a_sheet_and_an_animation(backend, trained, capsys):
+    path = str(trained("causal", backend).path)
+    arguments = [path, "--frame", "3", "--capsules", "1", "--sequences", "2"]
+    assert traversal_script.main(arguments) == 0
+    sheet, moving = capsys.readouterr().out.split()
+    with Image.open(sheet) as picture:
+        assert picture.format == "PNG"
+    with Image.open(moving) as animation:
+        assert (animation.format, animation.n_frames, animation.info["loop"]) == ("GIF", S, 0)
+    for wrong, sentence in [(["--frame", "18"], "0..17, found 18"), (["--capsules", "18"], "capsules in 0..17")]:
+        assert traversal_script.main([path, *wrong]) == 2
         assert sentence in capsys.readouterr().err

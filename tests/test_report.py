@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from ppl_tvae import cli, evaluate, train
+from ppl_tvae import cli, evaluate, open_run, train
 from ppl_tvae.diagnosis import diagnose
 from ppl_tvae.diagnostics.page import Picture, Section, Table, page
 from ppl_tvae.report import write_report
@@ -52,8 +52,8 @@ def test_page_holds_tables_pictures_and_how_to_repeat(runs):
     path = write_report(runs)
     tags = Tags(path.read_text())
     assert path == runs[0].path / "report.html"
-    assert tags.counts["table"] == 3 + 2
-    assert tags.counts["img"] == 2 + 2 * 3
+    assert tags.counts["table"] == 3 + 2 * 4
+    assert tags.counts["img"] == 2 + 2 * 4 + 5 + 4  # the vae has no energies
     for words in ("iwae-30", "vae minus tvae", "centred equivariance error", "likelihood bernoulli", "config.toml"):
         assert words in tags.text
     value = f"{runs[0].evaluations()[0]['value']:.2f}"
@@ -62,7 +62,7 @@ def test_page_holds_tables_pictures_and_how_to_repeat(runs):
 
 def test_page_fetches_nothing(runs):
     tags = Tags(write_report(runs).read_text())
-    assert all(source.startswith("data:image/png;base64,") for source in tags.sources)
+    assert all(source.startswith(("data:image/png;base64,", "data:image/gif;base64,")) for source in tags.sources)
     assert not {"script", "link", "iframe", "object"} & tags.counts.keys()
     assert not re.search(r"url\(|@import", write_report(runs).read_text())
 
@@ -85,6 +85,23 @@ def test_runs_that_measure_different_things_are_not_ranked(runs, tmp_path):
     assert "a score of grey pixels, not a density" in text
 
 
+def test_extreme_p_values_are_warned_of(runs, tmp_path):
+    """With 30 draws no p-value is extreme; one that is put there is named at the head of the page, with its kind."""
+    run, found = runs[0], runs[0].diagnosis()
+    assert not any(record["extreme"] for record in found["predictive_checks"])
+    assert "predictive check: frames replicated" not in write_report([run], tmp_path / "before.html").read_text()
+    record = {r["statistic"]: r for r in found["predictive_checks"] if r["replicates"] == "prior"}["edge_energy"]
+    record |= {"p_value": 0.995, "extreme": True}
+    (tmp_path / "copy").mkdir()
+    for name in ("config.toml", "metrics.csv", "parameters.safetensors"):
+        (tmp_path / "copy" / name).write_bytes((run.path / name).read_bytes())
+    copy = open_run(tmp_path / "copy")
+    copy.save_diagnosis(found)
+    text = Tags(write_report([copy]).read_text()).text
+    assert "copy, prior predictive check: frames replicated from draws of the prior differ" in text
+    assert "in edge energy (p-value within 0.01 of 0 or 1)" in text
+
+
 def test_text_is_escaped():
     parts = [Table("<b>", ["<i>"], [["<script>alert(1)</script>"]]), Picture(b"x", '"><script>'), "<script>"]
     assert "<script>" not in page("<title>", [Section("<h2>", parts)])
@@ -101,5 +118,5 @@ def test_a_browser_shows_it(runs, width, tmp_path):
         f"--user-data-dir={tmp_path}/browser", f"--window-size={width},900", "--virtual-time-budget=3000", "--dump-dom",
     ]  # fmt: skip
     done = subprocess.run([BROWSER, *options, path.as_uri()], capture_output=True, text=True, timeout=120)
-    assert "<title>images 8, tables 5, wide false</title>" in done.stdout
+    assert "<title>images 19, tables 11, wide false</title>" in done.stdout
     assert "CONSOLE" not in done.stderr

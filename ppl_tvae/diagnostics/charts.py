@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppl_tvae.diagnostics.calibration import Calibration
+from ppl_tvae.inference.reliability import KHAT_LIMIT
 
 # Okabe & Ito's colours, darkest contrasts first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -26,7 +27,7 @@ def training_curves(rows_by_run: Mapping[str, Sequence[Mapping[str, float]]]) ->
     axes.set_xlabel("training step")
     axes.set_ylabel("nats per frame (up is better)")
     axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def bounds_chart(entries: Mapping[str, Mapping[str, tuple[float, float]]]) -> bytes:
@@ -48,7 +49,7 @@ def bounds_chart(entries: Mapping[str, Mapping[str, tuple[float, float]]]) -> by
     axes.set_xlabel("nats per frame ± one standard error over sequences (right is better)")
     axes.grid(axis="y", visible=False)
     axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def calibration_chart(calibrations: Mapping[str, Calibration]) -> bytes:
@@ -62,15 +63,91 @@ def calibration_chart(calibrations: Mapping[str, Calibration]) -> bytes:
     axes.set_xlabel("normalised rank of the truth among draws of the guide")
     axes.set_ylabel("ECDF minus uniform")
     axes.legend(frameon=False, fontsize=8, ncols=2)
-    return _png(figure)
+    return png(figure)
 
 
-def _axes(width: float, height: float) -> tuple[Any, Any]:
+def khat_chart(khats: Sequence[float]) -> bytes:
+    """A PNG: Pareto k-hat of each sequence's importance weights, with the limit; arrows where it is infinite."""
+    figure, axes = _axes(5.6, 3.0)
+    places = range(len(khats))
+    finite = [value for value in khats if math.isfinite(value)]
+    low, high = min([0.0, *finite]), max([1.0, *finite])
+    low, high = low - 0.08 * (high - low), high + 0.08 * (high - low)
+    for below, colour, label in ((True, COLOURS[0], "usable"), (False, COLOURS[1], "not usable")):
+        points = [(place, value) for place, value in zip(places, khats, strict=True) if (value <= KHAT_LIMIT) == below]
+        inside = [(place, value) for place, value in points if math.isfinite(value)]
+        outside = [(place, high if value > 0 else low) for place, value in points if math.isinf(value)]
+        axes.plot(*_columns(inside), "o", color=colour, markersize=5, label=label if points else None)
+        axes.plot(*_columns(outside), "v" if below else "^", color=colour, markersize=8)
+    axes.axhline(KHAT_LIMIT, color="#555555", linestyle="--", linewidth=1, label=f"limit, {KHAT_LIMIT}")
+    axes.set_ylim(low, high)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("sequence, in the order of posterior.nc")
+    axes.set_ylabel("Pareto k-hat (down is better)")
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    return png(figure)
+
+
+def predictive_chart(records: Sequence[Mapping[str, Any]]) -> bytes:
+    """A PNG: of each statistic a histogram over replicated data sets and a line where the observed one lies.
+
+    records: `diagnostics.predictive.predictive_checks`. One row a statistic, one column a kind of replicates, the same
+    scale in both.
+    """
+    names = list(dict.fromkeys(record["statistic"] for record in records))
+    kinds = list(dict.fromkeys(record["replicates"] for record in records))
+    figure = blank_figure(5.8, 0.4 + 1.35 * len(names))
+    panels = figure.subplots(len(names), len(kinds), squeeze=False, sharex="row")
+    for record in records:
+        axes = panels[names.index(record["statistic"])][kinds.index(record["replicates"])]
+        colour = COLOURS[1] if record["extreme"] else COLOURS[0]
+        axes.hist(record["replicated"], bins=20, color=colour, alpha=0.75)
+        axes.axvline(record["observed"], color="#000000", linewidth=2)
+        axes.set_title(f"{record['replicates']}: p = {record['p_value']:.3f}", fontsize=9, loc="left")
+        axes.set_xlabel(f"{record['statistic'].replace('_', ' ')} ({record['unit']})", fontsize=7)
+        axes.set_yticks([])
+        axes.tick_params(labelsize=8)
+        axes.locator_params(axis="x", nbins=5)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+    return png(figure)
+
+
+def prior_ranks_chart(differences: Mapping[str, Sequence[float]]) -> bytes:
+    """A PNG: of each site the distribution function of its draws' ranks among prior draws, minus the uniform one.
+
+    differences: site -> values at evenly spaced points from 0 to 1, both included.
+    """
+    figure, axes = _axes(5.6, 3.2)
+    for (name, values), colour in zip(differences.items(), _colours(len(differences)), strict=True):
+        points = [index / (len(values) - 1) for index in range(len(values))]
+        axes.plot(points, values, color=colour, linewidth=1.5, label=name)
+    axes.axhline(0, color="#555555", linewidth=0.8)
+    axes.set_xlim(0, 1)
+    axes.set_xlabel("normalised rank of a draw of the guide among prior draws")
+    axes.set_ylabel("ECDF minus uniform")
+    axes.legend(frameon=False, fontsize=8, ncols=3)
+    return png(figure)
+
+
+def blank_figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches that is drawn without a screen."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
+    return figure
+
+
+def png(figure: Any) -> bytes:
+    """A figure as a PNG of 150 dots per inch."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+def _axes(width: float, height: float) -> tuple[Any, Any]:
+    figure = blank_figure(width, height)
     axes = figure.add_subplot()
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -84,9 +161,3 @@ def _colours(count: int) -> list[str]:
 
 def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=150)
-    return buffer.getvalue()

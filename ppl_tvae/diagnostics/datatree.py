@@ -19,14 +19,16 @@ CELL_DIMS = ("sequence", "time", "capsule", "position")
 def datatree(
     posterior: Draw, prior: Draw, observed: np.ndarray, about: Mapping[str, np.ndarray], attrs: Mapping[str, Any]
 ) -> xr.DataTree:
-    """The groups posterior, posterior_predictive, log_likelihood, sample_stats, prior, prior_predictive, observed_data.
+    """The groups posterior, posterior_predictive, log_likelihood, log_prior, sample_stats, prior, prior_predictive and
+    observed_data.
 
     posterior, prior: draws with leading axes (draw, sequence), all of them one chain. observed: frames (sequence, time,
     height, width, channel). about: coordinates along the sequences, such as their labels. attrs: of every group.
     The dimensions of a latent of event shape (S, C, D), that of t, are time, capsule and position; of another latent
-    they are numbered. log_likelihood is log p(x | latents) of a whole sequence; sample_stats has the log importance
-    weights of the draws, and of each sequence their Pareto k-hat and effective sample size. Nats. Raises UserError
-    where a site has the name of a dimension or coordinate.
+    they are numbered. log_likelihood is log p(x | latents) of a whole sequence, log_prior log p(latent) of each latent,
+    at the draws from the guide; sample_stats has the log importance weights of the draws, and of each sequence their
+    Pareto k-hat and effective sample size. Nats. Raises UserError where a site has the name of a dimension or
+    coordinate.
     """
     reserved = {"chain", "draw", *FRAME_DIMS, *CELL_DIMS, *about}
     if taken := sorted(reserved & set(posterior.sites)):
@@ -46,6 +48,7 @@ def datatree(
     def drawn(values: Mapping[str, Any], names: dict[Any, Sequence[Any]]) -> xr.Dataset:
         return named({name: np.asarray(value)[None] for name, value in values.items()}, names, ("chain", "draw"))
 
+    of_priors: dict[Any, Sequence[Any]] = {name: ["sequence"] for name in posterior.log_prior}
     stats = drawn({"log_weight": posterior.log_weights}, of_sequences)
     weights = np.asarray(posterior.log_weights, np.float64)
     stats["khat"] = ("sequence", reliability.khat(weights))
@@ -55,6 +58,7 @@ def datatree(
             "posterior": drawn(posterior.sites, dims),
             "posterior_predictive": drawn({"x": posterior.frames}, frames),
             "log_likelihood": drawn({"x": posterior.log_likelihood}, of_sequences),
+            "log_prior": drawn(posterior.log_prior, of_priors),
             "sample_stats": stats,
             "prior": drawn(prior.sites, dims),
             "prior_predictive": drawn({"x": prior.frames}, frames),

@@ -140,12 +140,30 @@ def capsule_correlation_standard_error(estimated: Any, true: Any) -> Any:
 
     sqrt((B - 1) / B * sum over i of (r_i - mean r)**2), r_i the correlation without sequence i (Efron & Stein 1981).
     """
+    return _jackknife(_correlations_without_each(estimated, true))
+
+
+def mean_capsule_correlation_standard_error(estimated: Any, true: Any) -> Any:
+    """Jackknife standard error of the mean over capsules of `capsule_correlation`: (B, C), (B,) -> ().
+
+    Capsules see the same sequences, so their correlations do not err independently; their mean is jackknifed as one.
+    """
+    without = _correlations_without_each(estimated, true)
+    return _jackknife(array_namespace(without).mean(without, axis=1))
+
+
+def _correlations_without_each(estimated: Any, true: Any) -> Any:
+    """`capsule_correlation` without each sequence in turn: (B,) or (B, C)."""
     _check_offsets(estimated, true, at_least=3)
     xp = array_namespace(estimated, true)
     a, b = _deviations(estimated), _deviations(true)
     b = xp.reshape(b, (-1,) + (1,) * (a.ndim - 1))
-    without = _pearson(_left_out(a, b), _left_out_squares(a), _left_out_squares(b))
-    batch = a.shape[0]
+    return _pearson(_left_out(a, b), _left_out_squares(a), _left_out_squares(b))
+
+
+def _jackknife(without: Any) -> Any:
+    xp = array_namespace(without)
+    batch = without.shape[0]
     return xp.sqrt((batch - 1) / batch * xp.sum((without - xp.mean(without, axis=0)) ** 2, axis=0))
 
 

@@ -19,13 +19,16 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
 th:first-child, td:first-child, .text { text-align: left; }
-td.text { white-space: normal; min-width: 6rem; }
+td.text { white-space: normal; min-width: 6rem; } td.long { min-width: 16rem; }
 .caption { margin-bottom: 0.3rem; }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
 figure { margin: 1rem 0; } figcaption { font-size: 0.9rem; }
 pre { background: var(--soft); padding: 0.7rem; overflow-x: auto; border-radius: 4px; font-size: 0.85rem; }
 .warning { color: var(--warn); }
 """
+
+
+_LONG = 30  # letters of a cell that would be a tall, narrow column on a phone
 
 
 class Table(NamedTuple):
@@ -38,9 +41,9 @@ class Table(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A PNG with what it shows, in words."""
+    """A PNG or GIF with what it shows, in words."""
 
-    png: bytes
+    content: bytes
     caption: str
 
 
@@ -81,10 +84,11 @@ def _part(part: Table | Picture | Code | Warning | str) -> str:
     if isinstance(part, Table):
         return _table(part)
     if isinstance(part, Picture):
-        source = base64.b64encode(part.png).decode()
+        kind = "gif" if part.content.startswith(b"GIF8") else "png"
+        source = base64.b64encode(part.content).decode()
         alt = escape(part.caption, quote=True)
         return (
-            f'<figure><img alt="{alt}" src="data:image/png;base64,{source}">'
+            f'<figure><img alt="{alt}" src="data:image/{kind};base64,{source}">'
             f"<figcaption>{escape(part.caption)}</figcaption></figure>"
         )
     if isinstance(part, Code):
@@ -106,8 +110,9 @@ def _table(table: Table) -> str:
 
 
 def _cell(table: Table, column: int, text: str) -> str:
-    return f"<td{_class(table, column)}>{escape(text)}</td>"
+    return f"<td{_class(table, column, len(text) > _LONG)}>{escape(text)}</td>"
 
 
-def _class(table: Table, column: int) -> str:
-    return ' class="text"' if column in table.text_columns else ""
+def _class(table: Table, column: int, is_long: bool = False) -> str:
+    names = "text long" if is_long else "text"
+    return f' class="{names}"' if column in table.text_columns else ""

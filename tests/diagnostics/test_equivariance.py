@@ -14,6 +14,7 @@ from ppl_tvae.diagnostics.equivariance import (
     equivariance_error,
     estimated_offsets,
     first_value_offset,
+    mean_capsule_correlation_standard_error,
     pooled_offset,
     rolled_from,
 )
@@ -237,6 +238,8 @@ def test_standard_error_is_the_jackknife_by_loops(make):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-7)
     found = capsule_correlation_standard_error(make(estimated[:, 0]), make(true))
     np.testing.assert_allclose(found, expected[0], rtol=1e-4)
+    found = mean_capsule_correlation_standard_error(make(estimated), make(true))
+    np.testing.assert_allclose(found, np.sqrt(39 * left_out.mean(axis=1).var()), rtol=1e-4)
 
 
 @pytest.mark.parametrize("make", LIBRARIES[1:])

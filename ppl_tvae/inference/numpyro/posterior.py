@@ -86,6 +86,7 @@ def _draw(model_trace: Trace, rng_key: jax.Array) -> Draw:
         observed["fn"].sample(rng_key).astype(observed["value"].dtype),
         log_prob(observed),
         None,
+        {name: log_prob(site) for name, site in latent_sites(model_trace).items()},
     )
 
 

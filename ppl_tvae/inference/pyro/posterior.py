@@ -82,6 +82,7 @@ def _draw(model_trace: Trace) -> Draw:
         observed["fn"].sample().to(observed["value"]),
         log_prob(observed),
         None,
+        {name: log_prob(site) for name, site in latent_sites(model_trace).items()},
     )
 
 

@@ -1,0 +1,192 @@
+"""The report's sections on what `diagnose` found in one run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ppl_tvae.diagnostics.calibration import PROBABILITY, calibration
+from ppl_tvae.diagnostics.page import Picture, Section, Table, Warning
+from ppl_tvae.diagnostics.predictive import EXTREME, FEWEST_DRAWS
+from ppl_tvae.figures import diagnosis_charts
+from ppl_tvae.inference.reliability import KHAT_LIMIT
+from ppl_tvae.runs import Run
+
+
+def diagnosis_sections(run: Run) -> list[Section]:
+    """One section for each part of diagnosis.json that is there."""
+    found = run.diagnosis()
+    charts = diagnosis_charts(found)
+    sections = []
+    for heading, key, parts in (
+        ("Can the guide's draws be reweighted?", "posterior", _weights),
+        ("Is the guide calibrated?", "calibration", _calibration),
+        ("Does the code roll, by transform?", "by_transform", _by_transform),
+        ("Do replicated frames look like the observed ones?", "predictive_checks", _predictive_checks),
+        ("Are the guide's draws, over all data, those of the prior?", "prior_ranks", _prior_ranks),
+        ("How much does the prior count?", "power_scaling", _power_scaling),
+    ):
+        if found.get(key) and (shown := parts(found[key], charts)):
+            sections.append(Section(f"{heading} {run.name}", shown))
+    if {"mcmc", "amortisation_gap"} & set(found):
+        sections.append(_fit(run))
+    return sections
+
+
+def _fit(run: Run) -> Section:
+    """The guide against MCMC, and against a guide fitted to each sequence."""
+    found, parts = run.diagnosis(), list[Any]()
+    if mcmc := found.get("mcmc"):
+        believed = mcmc["verdict"].startswith("MCMC can")
+        parts.append(f"{mcmc['verdict']}." if believed else Warning(f"{run.name}: {mcmc['verdict']}."))
+        caption = (
+            f"{mcmc['kernel']}: {mcmc['num_chains']} chains of {mcmc['num_draws']} draws on {mcmc['num_sequences']} "
+            f"sequences; a cell in the middle of all (median), R-hat also at 90 %. Difference of means: guide minus "
+            f"MCMC, in standard deviations, root mean square with the noise taken away. Ratio of scales: guide / MCMC."
+        )
+        header = ("quantity", "R-hat", "at 90 %", "effective draws", "difference", "ratio", "MCMC", "the guide")
+        rows = [[name, *_against(each, mcmc["guide"][name])] for name, each in mcmc["convergence"].items()]
+        parts.append(Table(caption, header, rows, (6, 7)))
+    if gap := found.get("amortisation_gap"):
+        value = f"{gap['value']:.3f} ± {gap['standard_error']:.2g} {gap['unit']}"
+        parts.append(
+            f"A guide of the family {gap['guide_name']}, fitted to each of {gap['num_sequences']} sequences in "
+            f"{gap['guide_steps']} steps, has an ELBO higher by {value} (paired): {gap['verdict']}."
+        )
+    return Section(f"How far is the guide from the posterior? {run.name}", parts)
+
+
+def _against(judged: Mapping[str, Any], compared: Mapping[str, Any]) -> list[str]:
+    numbers = [*judged.get("rhat_quantiles", ("-",) * 3)[1:], judged.get("ess_quantiles", ("-",) * 3)[1]]
+    numbers.append(compared.get("difference_beyond_noise", "-"))
+    numbers.append(compared.get("ratio_of_scales_quantiles", ("-",) * 3)[1])
+    return [*map(str, numbers), judged["verdict"], compared["verdict"]]
+
+
+def predictive_warnings(run: Run) -> list[str]:
+    """A sentence for each kind of replicates with extreme p-values."""
+    sentences = []
+    records = run.diagnosis().get("predictive_checks", [])
+    for kind in ("posterior", "prior"):
+        names = [r["statistic"].replace("_", " ") for r in records if r["replicates"] == kind and r["extreme"]]
+        if names:
+            which = "draws of the guide" if kind == "posterior" else "draws of the prior"
+            sentences.append(
+                f"{kind} predictive check: frames replicated from {which} differ from the observed ones in "
+                f"{', '.join(names)} (p-value within {EXTREME} of 0 or 1)."
+            )
+    return sentences
+
+
+def _weights(found: Mapping[str, Any], charts: Mapping[str, bytes]) -> list[Any]:
+    if "khat" not in charts:
+        return []
+    caption = (
+        f"Pareto k-hat of the importance weights of {found['num_draws']} draws of the guide, one point a sequence. "
+        f"Above {KHAT_LIMIT} no practical number of draws makes them draws of the posterior by reweighting."
+    )
+    return [Picture(charts["khat"], caption), found["verdict"]]
+
+
+def _calibration(found: Mapping[str, Any], charts: Mapping[str, bytes]) -> list[Any]:
+    judged = {name: calibration(np.asarray(own["ranks"])) for name, own in found.items()}
+    count = len(next(iter(found.values()))["ranks"])
+    caption = (
+        f"Simulation-based calibration on {count} sequences drawn from the model: the true value's rank among draws of "
+        f"the guide. A calibrated guide stays in the grey band ({PROBABILITY:.0%}, simultaneous)."
+    )
+    rows = [[name, each.verdict] for name, each in judged.items()]
+    table = Table("one random cell of each site, and the log-likelihood", ("quantity", "verdict"), rows, (1,))
+    return [Picture(charts["calibration"], caption), table]
+
+
+_COLUMNS = {
+    "capsule_correlation_pooled": "CapCorr, pooled",
+    "capsule_correlation_pooled_of_prior": "of prior draws",
+    "capsule_correlation_per_capsule": "CapCorr, per capsule",
+    "capsule_correlation_per_capsule_of_prior": "of prior draws",
+    "image_error_rolled": "image error, rolled",
+    "image_error_not_rolled": "not rolled",
+    "image_error_rolled_minus_not_rolled": "difference",
+}
+
+
+def _by_transform(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -> list[Any]:
+    rows = [
+        [own["transform"], str(own["num_sequences"]), *(_with_error(own[column]) for column in _COLUMNS)]
+        for own in found
+    ]
+    caption = (
+        "value ± standard error over sequences (CapCorr: jackknife). CapCorr takes the first time at which the moving "
+        "factor is at its first value; pooled is of the most frequent roll over capsules"
+    )
+    return [
+        Table(caption, ("transform", "sequences", *_COLUMNS.values()), rows),
+        "Beside each CapCorr stands that of codes drawn from the prior, which have seen no frames: a W that rolls "
+        "makes any code roll. Only a CapCorr above that is evidence of what was learned.",
+    ]
+
+
+def _with_error(measured: Mapping[str, float | None], digits: str = ".4f") -> str:
+    if measured["value"] is None:
+        return "-"
+    error = "" if measured["standard_error"] is None else f" ± {measured['standard_error']:.2g}"
+    return f"{measured['value']:{digits}}{error}"
+
+
+def _predictive_checks(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -> list[Any]:
+    num_draws = len(found[0]["replicated"])
+    caption = (
+        f"Each statistic of {num_draws} replicated data sets (histogram; pixels drawn from the likelihood) and of the "
+        "observed one (line), averaged over sequences. Left: latents from the guide given these frames. Right: latents "
+        "from the prior. Orange where p is extreme."
+    )
+    header = ("replicates", "statistic", "observed", "replicated, mean", "p-value", "extreme sequences", "what it is")
+    rows = [
+        [
+            own["replicates"],
+            own["statistic"].replace("_", " "),
+            f"{own['observed']:.4g}",
+            f"{np.mean(own['replicated']):.4g}",
+            f"{own['p_value']:.3f}",
+            f"{own['extreme_sequences']:.0%}",
+            f"{own['meaning']} ({own['unit']})",
+        ]
+        for own in found
+    ]
+    words = (
+        "p is the share of replicated data sets with at least the observed value. Near 0 the observed value is higher "
+        "than the model makes it, near 1 lower: the model, with this guide, does not produce such frames. Posterior "
+        "p-values are conservative, since the latents have seen the frames: a middling one is no proof of fit, an "
+        "extreme one is a misfit indeed."
+    )
+    few = f"With fewer than {FEWEST_DRAWS} draws no p-value can be extreme." if num_draws < FEWEST_DRAWS else ""
+    table = Table("Bayesian p-values", header, rows, (6,))
+    return [part for part in (Picture(charts["predictive_checks"], caption), words, few, table) if part]
+
+
+def _prior_ranks(found: Mapping[str, Any], charts: Mapping[str, bytes]) -> list[Any]:
+    caption = (
+        "The guide's draws for observed sequences, as ranks among draws of the prior, pooled over cells. On the zero "
+        "line the sites, over all data, are distributed as their prior. Above zero on the left and below on the right: "
+        "wider than the prior; the other way round: narrower. Cells are not independent, so there is no band."
+    )
+    return [Picture(charts["prior_ranks"], caption)]
+
+
+def _power_scaling(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -> list[Any]:
+    rows = [
+        [own["quantity"]]
+        + [
+            _with_error({"value": own[part], "standard_error": own[f"{part}_standard_error"]}, ".2f")
+            for part in ("prior", "likelihood")
+        ]
+        for own in found
+    ]
+    words = (
+        "How fast each summary's distribution moves when the prior, or the likelihood, is raised to a power near 1 "
+        "(Kallioinen et al. 2024), the guide's draws standing for the posterior's. Log densities of thousands of "
+        "latents vary by tens of nats, so these numbers are far above the 0.05 that is usual for few parameters: "
+        "compare prior with likelihood and run with run, and take no number alone."
+    )
+    return [words, Table("power-scaling sensitivity, mean over sequences", ("summary", "prior", "likelihood"), rows)]

@@ -1,0 +1,154 @@
+"""Whether a run's code rolls while the frames move: measures on held-out sequences, in all and by transform.
+
+`ready` is a backend's Evaluator. One draw of the guide for each sequence.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppl_tvae.data import Plan, SequenceData
+from ppl_tvae.diagnostics import equivariance
+from ppl_tvae.inference import bounds
+
+_IMAGE = "squared error per pixel"
+EQUIVARIANCE = {
+    "equivariance_error": ("L1, summed", "E_eq of the paper; low also for a code that is constant over positions"),
+    "centred_equivariance_error": ("L1, summed", "E_eq after each capsule's mean is taken away; low only if it rolls"),
+    "image_error_rolled": (_IMAGE, "frames decoded from the first frame's code, rolled"),
+    "image_error_not_rolled": (_IMAGE, "the same, not rolled"),
+    "image_error_rolled_minus_not_rolled": (_IMAGE, "their paired difference: below zero where rolling helps"),
+    "image_error_random_roll": (_IMAGE, "the same, rolled by random amounts"),
+    "image_error_reconstruction": (_IMAGE, "frames decoded from their own code"),
+}
+_BY_TRANSFORM = ("image_error_rolled", "image_error_not_rolled", "image_error_rolled_minus_not_rolled")
+
+
+class Rolls(NamedTuple):
+    """Of B sequences: the metrics of `EQUIVARIANCE` by name, each (B,); and of those whose moving factor comes to its
+    first value (B,) bool: the time at which it first does (B,), the capsules' estimated rolls up to it (B, C), and
+    those of codes drawn from the prior, which have seen no frames (B, C)."""
+
+    metrics: dict[str, np.ndarray]
+    reaches: np.ndarray
+    true_offsets: np.ndarray
+    estimated_offsets: np.ndarray
+    offsets_of_prior: np.ndarray
+
+
+def measured(ready: Any, data: SequenceData, batches: Iterable[tuple[int, Plan]], seed: int) -> Rolls | None:
+    """The measures of every sequence; None for a program without a site t of event shape (S, C, D)."""
+    parts = []
+    for index, part in batches:
+        t = ready.latents(part, index).get("t")
+        if not equivariance.rolls(t, data.num_timesteps):
+            return None
+        metrics = _of_a_batch(ready, t, ready.frames(part), np.random.default_rng([seed, index]))
+        reaches, times = first_value_times(moving_indices(data, part))
+        codes = (t, ready.prior(part, index).sites["t"][0])
+        offsets = (equivariance.estimated_offsets(code, np.zeros_like(times), times) for code in codes)
+        parts.append(Rolls(metrics, reaches, times, *offsets))
+    metrics = {name: np.concatenate([part.metrics[name] for part in parts]) for name in EQUIVARIANCE}
+    return Rolls(metrics, *(np.concatenate([part[place] for part in parts]) for place in range(1, 5)))
+
+
+def moving_indices(data: SequenceData, plan: Plan) -> np.ndarray:
+    """(B, S), the index of the moving factor's value in each frame; -1 throughout where no factor is known to move."""
+    if data.transforms == ("none",):
+        return np.full((len(plan.phase), data.num_timesteps), -1)
+    return data.moving_indices(plan)
+
+
+def first_value_times(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Whether a factor comes to its first value, index 0, and the first time at which it does: (B, S) -> (B,), (B,).
+
+    The first time, whatever the capsules say: the authors' released code takes, of several, the one that agrees best
+    with the estimate, which is optimistic. Time 0 for a sequence that never comes there.
+    """
+    at_first = indices == 0
+    return at_first.any(axis=1), at_first.argmax(axis=1)
+
+
+def summary(rolls: Rolls, data: SequenceData, split: str, seed: int) -> list[dict[str, Any]]:
+    """A record for each metric: value and standard_error over sequences, unit, meaning."""
+    return [
+        {
+            "metric": name,
+            **_mean(rolls.metrics[name]),
+            "unit": unit,
+            "meaning": meaning,
+            "num_sequences": len(rolls.metrics[name]),
+            "split": split,
+            "transforms": list(data.transforms),
+            "seed": seed,
+        }
+        for name, (unit, meaning) in EQUIVARIANCE.items()
+    ]
+
+
+def by_transform(rolls: Rolls, data: SequenceData, plan: Plan) -> list[dict[str, Any]]:
+    """A record for each transform: how many sequences, their CapCorr and their errors in image space.
+
+    Keys: transform, num_sequences, and {value, standard_error} of
+    capsule_correlation_pooled: CapCorr of the most frequent roll over capsules;
+    capsule_correlation_per_capsule: the mean over capsules of each one's CapCorr;
+    capsule_correlation_pooled_of_prior, capsule_correlation_per_capsule_of_prior: the same of codes drawn from the
+        prior, which have seen no frames: what W alone gives;
+    and three of the metrics. Standard errors are jackknifed over sequences; None where fewer than three say anything.
+    """
+    records = []
+    for index, name in enumerate(data.transforms):
+        own = plan.transform == index
+        if not own.any():
+            continue
+        known = own & rolls.reaches
+        true = rolls.true_offsets[known]
+        records.append(
+            {"transform": name, "num_sequences": int(own.sum())}
+            | _correlations(rolls.estimated_offsets[known], true, "")
+            | _correlations(rolls.offsets_of_prior[known], true, "_of_prior")
+            | {metric: _mean(rolls.metrics[metric][own]) for metric in _BY_TRANSFORM}
+        )
+    return records
+
+
+def _correlations(estimated: np.ndarray, true: np.ndarray, ending: str) -> dict[str, Any]:
+    names = (f"capsule_correlation_pooled{ending}", f"capsule_correlation_per_capsule{ending}")
+    if len(true) < 3:
+        return {name: {"value": None, "standard_error": None} for name in names}
+    pooled = equivariance.pooled_offset(estimated, int(estimated.max()) + 1)
+    values = (
+        (
+            equivariance.capsule_correlation(pooled, true),
+            equivariance.capsule_correlation_standard_error(pooled, true),
+        ),
+        (
+            equivariance.capsule_correlation(estimated, true).mean(),
+            equivariance.mean_capsule_correlation_standard_error(estimated, true),
+        ),
+    )
+    pairs = zip(names, values, strict=True)
+    return {name: {"value": float(value), "standard_error": float(error)} for name, (value, error) in pairs}
+
+
+def _mean(values: np.ndarray) -> dict[str, float | None]:
+    values = values.astype(np.float64)
+    error = float(bounds.standard_error(values)) if len(values) > 1 else None
+    return {"value": float(values.mean()), "standard_error": error}
+
+
+def _of_a_batch(ready: Any, t: np.ndarray, frames: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Every metric of each sequence, (batch,)."""
+    still = np.repeat(t[:, :1], t.shape[1], axis=1)
+    places = (np.arange(t.shape[3]) - rng.integers(t.shape[3], size=(*t.shape[:2], 1))) % t.shape[3]
+    random = np.take_along_axis(still, places[:, :, None], axis=3)
+    codes = {"rolled": equivariance.rolled_from(t, 0), "not_rolled": still, "random_roll": random, "reconstruction": t}
+    errors = {f"image_error_{name}": (ready.decode(code) - frames)[:, 1:] ** 2 for name, code in codes.items()}
+    image = {name: error.mean(axis=(1, 2, 3, 4)) for name, error in errors.items()}
+    return {
+        "equivariance_error": equivariance.equivariance_error(t),
+        "centred_equivariance_error": equivariance.equivariance_error(t, centred=True),
+        "image_error_rolled_minus_not_rolled": image["image_error_rolled"] - image["image_error_not_rolled"],
+        **image,
+    }

@@ -1,0 +1,56 @@
+"""Power-scaling: how summaries of a posterior move when its prior or its likelihood counts a little more or less.
+
+Kallioinen, Paananen, Bürkner & Vehtari 2024 (arXiv 2107.14054), through arviz-stats: draws are reweighted by
+p(latents)**(a - 1), or p(x | latents)**(a - 1), for a = 0.99 and 1.01; the sensitivity is the distance between the
+summary's distributions (cumulative Jensen-Shannon) per unit of log2 a.
+"""
+
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+_DENSITIES = ("log_prior", "log_likelihood")
+FEWEST_DRAWS = 25  # from fewer, the weights' tail cannot be smoothed
+LOG_LIKELIHOOD = "log p(x | latents)"
+
+
+def summaries(tree: xr.DataTree) -> xr.Dataset:
+    """Scalars of each draw and sequence: log p(x | latents), nats, and the mean square of each site."""
+    own = {}
+    for name, values in tree["posterior"].data_vars.items():
+        others = [dim for dim in values.dims if dim not in ("chain", "draw", "sequence")]
+        own[f"mean square of {name}"] = (values.astype(np.float64) ** 2).mean(others)
+    return xr.Dataset({LOG_LIKELIHOOD: tree["log_likelihood"]["x"], **own})
+
+
+def power_scaling(tree: xr.DataTree) -> list[dict[str, Any]]:
+    """A record for each scalar of `summaries`: its sensitivity to prior and likelihood, mean over sequences.
+
+    Each sequence's posterior is scaled alone. Draws count alike: those of a guide stand for draws of the posterior, as
+    far as they can. tree: groups posterior, log_prior and log_likelihood, with dimensions chain, draw and sequence.
+    Keys: quantity, prior, likelihood, and standard errors over sequences (None of one). Empty below 25 draws.
+    """
+    from arviz_stats import psense
+
+    if tree["posterior"].sizes["draw"] < FEWEST_DRAWS:
+        return []
+    scalars = summaries(tree)
+    found: dict[str, dict[str, list[float]]] = {}
+    for index in range(tree["posterior"].sizes["sequence"]):
+        one = {group: tree[group].to_dataset().isel(sequence=index, drop=True) for group in _DENSITIES}
+        one["posterior"] = scalars.isel(sequence=index, drop=True)
+        scaled = xr.DataTree.from_dict(one)
+        for part in ("prior", "likelihood"):
+            for name, value in psense(scaled, group=part).data_vars.items():
+                found.setdefault(str(name), {}).setdefault(part, []).append(float(value))
+    return [{"quantity": name, **_averaged(parts)} for name, parts in found.items()]
+
+
+def _averaged(parts: dict[str, list[float]]) -> dict[str, float | None]:
+    values: dict[str, float | None] = {}
+    for part, own in parts.items():
+        values[part] = round(float(np.mean(own)), 4)
+        error = np.std(own, ddof=1) / len(own) ** 0.5 if len(own) > 1 else None
+        values[f"{part}_standard_error"] = None if error is None else round(float(error), 4)
+    return values

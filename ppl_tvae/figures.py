@@ -1,0 +1,130 @@
+"""All figures of a run: what there is, what each shows, and which program has it."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppl_tvae.config import Experiment
+from ppl_tvae.data import SequenceData
+from ppl_tvae.diagnostics.calibration import calibration
+from ppl_tvae.diagnostics.charts import calibration_chart, khat_chart, predictive_chart, prior_ranks_chart
+from ppl_tvae.errors import unknown_name
+from ppl_tvae.pictures import draw_prior_samples, draw_reconstructions, draw_traversal_animation, draw_traversals
+from ppl_tvae.runs import Run, writing_to
+from ppl_tvae.topography import draw_energies, draw_preferred_images, draw_selectivity, has_lattice, is_torus
+from ppl_tvae.trained import evaluator
+from ppl_tvae.training import data_of
+
+
+class Figure(NamedTuple):
+    """file in the run's figures; draw: (run, data, evaluator) -> its path, None where the program lacks what it
+    shows; caption in words; applies: whether an experiment can have it."""
+
+    file: str
+    draw: Callable[[Run, SequenceData, Any], Path | None]
+    caption: str
+    applies: Callable[[Experiment], bool] = lambda experiment: True
+
+
+def has_time(experiment: Experiment) -> bool:
+    """Whether sequences have more than one frame; ready sequences say so only themselves."""
+    return experiment.num_timesteps != 1
+
+
+FIGURES: dict[str, Figure] = {
+    "reconstructions": Figure(
+        "reconstructions.png",
+        draw_reconstructions,
+        "Test sequences, and below each the mean of p(x | latents) at a draw from the guide.",
+    ),
+    "prior_samples": Figure(
+        "prior_samples.png",
+        draw_prior_samples,
+        "Sequences decoded from draws of the prior: what the model believes before it sees data. Above the mean of "
+        "p(x | latents), below pixels drawn from it.",
+    ),
+    "traversals": Figure(
+        "traversals.png",
+        draw_traversals,
+        "Test sequences; decoded from their own codes; and decoded from the first frame's code, rolled one position "
+        "per frame. Where capsules are equivariant, the third row of each follows the first.",
+        has_time,
+    ),
+    "traversal_animation": Figure(
+        "traversals.gif",
+        draw_traversal_animation,
+        "The same with time as time: does the lowest row follow the upper?",
+        has_time,
+    ),
+    "energies": Figure(
+        "energies.png",
+        draw_energies,
+        "Which (time, position) cells are active together, one colour scale for all. Above: the overlap of their "
+        "neighbourhoods, which is the correlation of the energies W u² under the prior. Below: of the guide's draws "
+        "for test sequences, the energies and |t|. Where these repeat W, they show W; what departs from it comes from "
+        "the data.",
+        has_lattice,
+    ),
+    "torus_images": Figure(
+        "torus_images.png",
+        draw_preferred_images,
+        "At each position of the torus, the test image with the largest t. Neighbours should look alike.",
+        is_torus,
+    ),
+    "torus_selectivity": Figure(
+        "torus_selectivity.png",
+        draw_selectivity,
+        "The class that each position prefers, by d' (mean of the class minus that of the others, in standard "
+        "deviations). Patches of one class are topography; under 0.5 a position hardly tells the class.",
+        is_torus,
+    ),
+}
+
+
+def draw_figures(
+    run: Run, names: Iterable[str] | None = None, *, backend: str | None = None, device: str = "auto"
+) -> dict[str, Path]:
+    """Draw the named figures of `FIGURES` that the run's program can have, all by default; their paths by name.
+
+    One program is made ready for all of them. Raises UserError.
+    """
+    wanted = list(FIGURES if names is None else names)
+    for name in wanted:
+        if name not in FIGURES:
+            raise unknown_name("figure", name, FIGURES)
+    wanted = [name for name in wanted if FIGURES[name].applies(run.experiment)]
+    if not wanted:
+        return {}
+    data = data_of(run.experiment)
+    with evaluator(run, data, backend, device, seed=0) as ready:
+        drawn = {name: FIGURES[name].draw(run, data, ready) for name in wanted}
+    return {name: path for name, path in drawn.items() if path is not None}
+
+
+def save_charts(run: Run) -> dict[str, Path]:
+    """The charts of what `diagnose` found, in the run's figures; none before it has run."""
+    paths = {}
+    for name, content in diagnosis_charts(run.diagnosis()).items():
+        paths[name] = run.figure(f"{name}.png")
+        with writing_to(paths[name]):
+            paths[name].write_bytes(content)
+    return paths
+
+
+def diagnosis_charts(found: dict[str, Any]) -> dict[str, bytes]:
+    """PNGs by name, from the content of diagnosis.json; what that lacks is left out."""
+    charts = {}
+    khats = [np.nan if value is None else float(value) for value in found.get("posterior", {}).get("khat", [])]
+    if not np.isnan(khats).any() and khats:
+        charts["khat"] = khat_chart(khats)
+    if ranks := found.get("calibration"):
+        charts["calibration"] = calibration_chart(
+            {name: calibration(np.asarray(own["ranks"])) for name, own in ranks.items()}
+        )
+    if differences := found.get("prior_ranks"):
+        charts["prior_ranks"] = prior_ranks_chart(differences)
+    if records := found.get("predictive_checks"):
+        charts["predictive_checks"] = predictive_chart(records)
+    return charts

@@ -1,0 +1,109 @@
+"""Figures of a run's lattice: which cells are active together, and what the positions of a torus prefer."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ppl_tvae.assembly import lattice_of
+from ppl_tvae.config import Experiment
+from ppl_tvae.data import Plan, SequenceData
+from ppl_tvae.diagnostics.energies import cell_correlation, overlap
+from ppl_tvae.diagnostics.maps import correlation_maps, image_map, selectivity_map
+from ppl_tvae.diagnostics.selectivity import class_selectivity
+from ppl_tvae.models.lattice import Lattice
+from ppl_tvae.runs import Run, writing_to
+
+_BATCH = 8
+_FRAMES_PER_BATCH = 144  # as many as 8 sequences of 18
+
+
+def has_lattice(experiment: Experiment) -> bool:
+    """Whether the experiment is of a named model with a W."""
+    return experiment.program_file is None and experiment.model != "vae"
+
+
+def is_torus(experiment: Experiment) -> bool:
+    """Whether the positions of a capsule lie on a 2-D torus."""
+    return experiment.program_file is None and experiment.model == "torus"
+
+
+def draw_energies(run: Run, data: SequenceData, ready: Any, num_sequences: int = 200) -> Path:
+    """A PNG in the run's figures: correlation between cells, as W has it under the prior, and of the guide's draws.
+
+    Of the energies W u**2 and of |t|, one draw of the guide for each test sequence; `energies.cell_correlation`.
+    """
+    sites = _latents(data, ready, num_sequences, ("u", "t"))
+    lattice = _trained_lattice(run)
+    cells = lattice.num_timesteps, lattice.capsule_dim
+    names = ("time s", "position d")
+    if is_torus(run.experiment):
+        cells, names = (round(cells[1] ** 0.5),) * 2, ("row", "column")
+    matrices = {
+        "W Wᵀ scaled: W u² under the prior": overlap(lattice.neighborhood),
+        "W u² of the guide's draws": cell_correlation(lattice.energy(sites["u"].astype(np.float64))),
+        "|t| of the guide's draws": cell_correlation(np.abs(sites["t"].astype(np.float64))),
+    }
+    path = run.figure("energies.png")
+    with writing_to(path):
+        path.write_bytes(correlation_maps(matrices, cells, names))
+    return path
+
+
+def draw_preferred_images(run: Run, data: SequenceData, ready: Any, num_images: int = 2000) -> Path:
+    """A PNG in the run's figures: at each position of the torus, the test image with the largest t there.
+
+    One draw of the guide for each of the first test images; of several capsules the first.
+    """
+    activations, plan = _on_torus(data, ready, num_images)
+    best = activations.argmax(axis=0)
+    shown = ready.frames(Plan(*(field[best] for field in plan)))[:, 0]
+    side = round(activations.shape[1] ** 0.5)
+    path = run.figure("torus_images.png")
+    title = f"of {len(activations)} test images, the one with the largest t at each position"
+    with writing_to(path):
+        path.write_bytes(image_map(shown, (side, side), title))
+    return path
+
+
+def draw_selectivity(run: Run, data: SequenceData, ready: Any, num_images: int = 2000) -> Path | None:
+    """A PNG in the run's figures: the class that each position of the torus prefers, by d'; None without labels.
+
+    `selectivity.class_selectivity` of t, one draw of the guide for each of the first test images.
+    """
+    activations, plan = _on_torus(data, ready, num_images)
+    names, labels = np.unique(data.labels[plan.image], return_inverse=True)
+    if len(names) < 2 or names[0] < 0:
+        return None
+    dprime = class_selectivity(activations.astype(np.float64), labels, len(names))
+    side = round(activations.shape[1] ** 0.5)
+    path = run.figure("torus_selectivity.png")
+    with writing_to(path):
+        path.write_bytes(selectivity_map(dprime, [str(name) for name in names], (side, side)))
+    return path
+
+
+def _on_torus(data: SequenceData, ready: Any, num_images: int) -> tuple[np.ndarray, Plan]:
+    """t of single frames, (N, D), and their plan."""
+    return _latents(data, ready, num_images, ("t",))["t"][:, 0, 0], data.test_plan(num_images)
+
+
+def _latents(data: SequenceData, ready: Any, num_sequences: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """One draw of the guide for each of the first test sequences, by site."""
+    plan = data.test_plan(num_sequences)
+    size = max(_BATCH, _FRAMES_PER_BATCH // data.num_timesteps)
+    parts = []
+    for index, start in enumerate(range(0, len(plan.image), size)):
+        sites = ready.latents(Plan(*(field[start : start + size] for field in plan)), index)
+        parts.append([sites[name] for name in names])
+    return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+
+
+def _trained_lattice(run: Run) -> Lattice:
+    """W with the weights that were learned, where they were."""
+    lattice = lattice_of(run.experiment)
+    assert lattice is not None
+    weights = run.parameters().get("lattice.weight")
+    if weights is None:
+        return lattice
+    return Lattice(lattice.neighborhood * weights, lattice.num_timesteps, lattice.capsule_dim)

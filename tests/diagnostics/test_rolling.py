@@ -1,0 +1,95 @@
+"""CapCorr and image errors by transform, on codes whose rolls are known."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from ppl_tvae.data import Plan
+from ppl_tvae.diagnostics import rolling
+from ppl_tvae.diagnostics.equivariance import capsule_correlation, first_value_offset
+from tests.conftest import STANDARD_ERRORS
+
+S, C, D = 6, 3, 6
+DATA = SimpleNamespace(
+    transforms=("rotation", "hue"),
+    num_timesteps=S,
+    moving_indices=lambda plan: (plan.phase[:, None] + np.arange(S)) % S,
+)
+
+
+def a_plan(batch):
+    rng = np.random.default_rng(0)
+    zeros = np.zeros(batch, np.int32)
+    transform, phase = (rng.integers(size, size=batch).astype(np.int32) for size in (2, S))
+    return Plan(np.arange(batch, dtype=np.int32), transform, phase, np.zeros((batch, 3), np.int32), zeros)
+
+
+class Evaluator:
+    """Codes that roll under the first transform and are noise under the second; a decoder that shows the code."""
+
+    def latents(self, plan, batch_index):
+        rng = np.random.default_rng([1, batch_index])
+        start = rng.normal(size=(len(plan.image), C, D))
+        rolled = np.stack([np.roll(start, s, axis=-1) for s in range(S)], axis=1)
+        noise = rng.normal(size=rolled.shape)
+        return {"t": np.where(plan.transform[:, None, None, None] == 0, rolled, noise)}
+
+    def prior(self, plan, batch_index):
+        shape = (1, len(plan.image), S, C, D)
+        return SimpleNamespace(sites={"t": np.random.default_rng([2, batch_index]).normal(size=shape)})
+
+    def frames(self, plan):
+        return self.decode(self.latents(plan, 0)["t"])
+
+    def decode(self, t):
+        return t[..., None]
+
+
+@pytest.fixture(scope="module")
+def records():
+    plan = a_plan(400)
+    rolls = rolling.measured(Evaluator(), DATA, [(0, plan)], seed=0)
+    assert rolls.reaches.all()
+    return {record["transform"]: record for record in rolling.by_transform(rolls, DATA, plan)}, plan, rolls
+
+
+def test_each_transform_has_its_own_numbers(records):
+    by_name, plan, _ = records
+    assert [by_name[name]["num_sequences"] for name in DATA.transforms] == list(np.bincount(plan.transform))
+    rolls, noise = by_name["rotation"], by_name["hue"]
+    for kind in ("pooled", "per_capsule"):
+        assert rolls[f"capsule_correlation_{kind}"] == {"value": pytest.approx(1), "standard_error": pytest.approx(0)}
+    assert rolls["image_error_rolled"] == {"value": 0, "standard_error": 0}
+    assert rolls["image_error_rolled_minus_not_rolled"]["value"] == -rolls["image_error_not_rolled"]["value"]
+    difference = noise["image_error_rolled_minus_not_rolled"]
+    assert abs(difference["value"]) < STANDARD_ERRORS * difference["standard_error"]
+
+
+def test_the_prior_is_measured_at_the_same_times(records):
+    """Draws that do not roll at all correlate only where the first frame is compared with itself: offset 0 is right."""
+    by_name, plan, rolls = records
+    own = (plan.transform == 0) & (rolls.true_offsets > 0)
+    found = capsule_correlation(rolls.offsets_of_prior[own], rolls.true_offsets[own])
+    assert abs(found).max() < STANDARD_ERRORS / own.sum() ** 0.5
+    assert by_name["rotation"]["capsule_correlation_per_capsule_of_prior"]["value"] < 0.6
+    assert (rolls.offsets_of_prior[rolls.true_offsets == 0] == 0).all()
+
+
+def test_first_times_are_those_of_phases_and_of_any_values():
+    plan = a_plan(50)
+    reaches, times = rolling.first_value_times(rolling.moving_indices(DATA, plan))
+    assert reaches.all()
+    np.testing.assert_array_equal(times, first_value_offset(plan.phase, S))
+    indices = np.array([[2, 0, 1, 2, 0, 1], [1, 2, 3, 4, 5, 6], [0, 1, 0, 1, 0, 1]])
+    reaches, times = rolling.first_value_times(indices)
+    np.testing.assert_array_equal(reaches, [True, False, True])
+    np.testing.assert_array_equal(times, [1, 0, 0])  # the first occurrence, not the nearest to an estimate
+
+
+def test_without_a_known_factor_there_is_no_correlation_but_errors():
+    data = SimpleNamespace(transforms=("none",), num_timesteps=S)
+    plan = a_plan(10)._replace(transform=np.zeros(10, np.int32))
+    (record,) = rolling.by_transform(rolling.measured(Evaluator(), data, [(0, plan)], seed=0), data, plan)
+    assert record["capsule_correlation_pooled"] == {"value": None, "standard_error": None}
+    assert record["image_error_rolled"]["value"] == 0

@@ -1,0 +1,55 @@
+"""d' by hand, against loops over its definition, and against what signal detection theory says of normals."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from ppl_tvae.diagnostics.selectivity import class_selectivity
+from ppl_tvae.errors import UserError
+from tests.conftest import STANDARD_ERRORS
+
+LIBRARIES = [np.asarray, jnp.asarray, torch.as_tensor]
+
+
+@pytest.mark.parametrize("make", LIBRARIES)
+def test_by_hand(make):
+    activations = make(np.array([[4.0, 1], [6, 1], [0, 1], [2, 1]]))
+    found = class_selectivity(activations, make(np.array([0, 0, 1, 1])), 2)
+    # means 5 and 1, variances 1 and 1; the second position answers alike to all
+    np.testing.assert_allclose(found, [[4, 0], [-4, 0]])
+
+
+@pytest.mark.parametrize("make", LIBRARIES)
+def test_against_loops(make):
+    rng = np.random.default_rng(0)
+    activations, labels = 10 + rng.normal(size=(60, 4)), rng.integers(3, size=60)
+    found = class_selectivity(make(activations), make(labels), 3)
+    for k in range(3):
+        for d in range(4):
+            own, others = activations[labels == k, d], activations[labels != k, d]
+            expected = (own.mean() - others.mean()) / np.sqrt((own.var() + others.var()) / 2)
+            np.testing.assert_allclose(float(found[k, d]), expected, rtol=2e-4)
+
+
+def test_normals_a_known_distance_apart():
+    rng = np.random.default_rng(1)
+    labels = np.repeat([0, 1], 10_000)
+    activations = rng.normal(size=(20_000, 1)) + 1.5 * labels[:, None]
+    # the means err by sqrt(2 / n), the spread by 1 / sqrt(4 n) of itself
+    error = np.sqrt(2 / 10_000 + 1.5**2 / 40_000)
+    assert abs(class_selectivity(activations, labels, 2)[1, 0] - 1.5) < STANDARD_ERRORS * error
+
+
+@pytest.mark.parametrize(
+    ("activations", "labels", "words"),
+    [
+        (np.zeros((3, 2)), np.zeros(2, int), "a label for each image"),
+        (np.zeros((2, 2)), np.array([0, 2]), r"whole numbers in 0\.\.1"),
+        (np.zeros((2, 2)), np.array([0.0, 1]), r"whole numbers in 0\.\.1"),
+        (np.zeros((2, 2)), np.array([0, 0]), "two or more classes"),
+    ],
+)
+def test_errors_say_what_is_wrong(activations, labels, words):
+    with pytest.raises(UserError, match=words):
+        class_selectivity(activations, labels, 2)

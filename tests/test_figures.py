@@ -1,0 +1,155 @@
+"""The figures of a run: which programs have which, and that they show what their captions say."""
+
+import json
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ppl_tvae import cli, topography, train
+from ppl_tvae.data import Plan
+from ppl_tvae.diagnosis import diagnose
+from ppl_tvae.diagnostics.animation import animation
+from ppl_tvae.diagnostics.charts import khat_chart, predictive_chart
+from ppl_tvae.errors import UserError
+from ppl_tvae.figures import FIGURES, diagnosis_charts, draw_figures
+from ppl_tvae.training import data_of
+from tests.small_runs import small_training
+
+
+def is_drawn(path):
+    """A picture of some size that is not all of one colour."""
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    return min(pixels.shape[:2]) > 100 and len(np.unique(pixels.reshape(-1, 3), axis=0)) > 10
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tvae")
+    return train(small_training(folder, "pyro"), folder / "run", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def torus(tmp_path_factory):
+    """Images of two classes, which light up the upper or the lower half."""
+    folder, rng = tmp_path_factory.mktemp("torus"), np.random.default_rng(0)
+    labels = rng.integers(2, size=60)
+    images = rng.integers(0, 60, (60, 6, 6), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[3 * label : 3 * label + 3] += 180
+    np.savez(folder / "halves.npz", images=images, labels=labels)
+    experiment = replace(
+        small_training(folder, "numpyro", model="torus", num_timesteps=None, num_capsules=None, capsule_dim=25),
+        data=str(folder / "halves.npz"),
+    )  # fmt: skip
+    return train(experiment, folder / "run", quiet=True)
+
+
+def test_a_tvae_has_all_but_the_maps_of_a_torus(run):
+    drawn = draw_figures(run)
+    assert set(drawn) == {name for name in FIGURES if "torus" not in name}
+    for name, path in drawn.items():
+        assert path == run.path / "figures" / FIGURES[name].file
+        assert is_drawn(path), name
+
+
+def test_a_vae_has_no_lattice_and_unlabelled_images_no_classes(tmp_path):
+    vae = train(small_training(tmp_path, "pyro", model="vae"), tmp_path / "vae", quiet=True)
+    assert set(draw_figures(vae)) == {"reconstructions", "prior_samples", "traversals", "traversal_animation"}
+    settings = {"model": "torus", "num_timesteps": None, "num_capsules": None, "capsule_dim": 25}
+    unlabelled = train(small_training(tmp_path, "pyro", **settings), tmp_path / "torus", quiet=True)
+    assert set(draw_figures(unlabelled)) == {"reconstructions", "prior_samples", "energies", "torus_images"}
+
+
+def test_a_torus_has_maps(torus):
+    drawn = draw_figures(torus)
+    assert set(drawn) == {"reconstructions", "prior_samples", "energies", "torus_images", "torus_selectivity"}
+    assert all(is_drawn(path) for path in drawn.values())
+
+
+def test_the_maps_show_what_the_code_says(torus, monkeypatch, tmp_path):
+    """An evaluator whose t is known: position 7 answers to the second class, 3 to one image alone."""
+    data, shown = data_of(torus.experiment), {}
+    plan = data.test_plan(2000)
+    labels = data.labels[plan.image]
+
+    class Ready:
+        def latents(self, part, index):
+            t = np.zeros((len(part.image), 1, 1, 25))
+            t[:, 0, 0, 7] = data.labels[part.image] + 0.001 * part.image
+            t[:, 0, 0, 3] = part.image == plan.image[4]
+            return {"t": t}
+
+        def frames(self, part):
+            return part.image[:, None]
+
+    monkeypatch.setattr(topography, "image_map", lambda images, *_: shown.update(images=images) or b"")
+    topography.draw_preferred_images(torus, data, Ready())
+    assert shown["images"][3] == plan.image[4]
+    assert data.labels[shown["images"][7]] == 1
+    monkeypatch.setattr(topography, "selectivity_map", lambda dprime, *_: shown.update(dprime=dprime) or b"")
+    topography.draw_selectivity(torus, data, Ready())
+    assert shown["dprime"].shape == (len(np.unique(labels)), 25)
+    assert shown["dprime"][1, 7] > 5
+    assert shown["dprime"][0, 7] < -5
+    assert not shown["dprime"][:, 0].any()
+
+
+def test_batches_leave_no_sequence_out(torus):
+    data = data_of(torus.experiment)
+    plan = data.test_plan(300)
+
+    class Ready:
+        def latents(self, part: Plan, index):
+            return {"image": part.image}
+
+    of_long_sequences = replace(data, num_timesteps=18)  # the same images in batches of 8
+    found = topography._latents(of_long_sequences, Ready(), 300, ("image",))
+    np.testing.assert_array_equal(found["image"], plan.image)
+
+
+def test_an_animation_shows_every_frame_and_loops(tmp_path):
+    frames = np.zeros((2, 3, 5, 8, 8, 1))
+    for s in range(5):
+        frames[:, :, s, :, s] = 1
+    path = tmp_path / "moving.gif"
+    animation(frames, ["above", "below"], ["a", "b", "c"], path)
+    with Image.open(path) as moving:
+        assert (moving.n_frames, moving.info["loop"]) == (5, 0)
+        pictures = []
+        for s in range(5):
+            moving.seek(s)
+            pictures.append(np.asarray(moving.convert("L")).astype(int))
+    assert all((first != second).any() for first, second in pairwise(pictures))
+    with pytest.raises(UserError, match="a label for each row and column"):
+        animation(frames, ["above"], ["a", "b", "c"], path)
+
+
+def test_charts_of_a_diagnosis_are_saved_with_the_figures(run, capsys):
+    assert cli.main(["figures", str(run.path), "--json"]) == 0
+    before = {path.rpartition("/")[2] for path in json.loads(capsys.readouterr().out)["figures"]}
+    diagnose(run, num_sequences=2, num_draws=30, metric_sequences=6, simulated_sequences=8, quiet=True)
+    assert cli.main(["figures", str(run.path), "--json"]) == 0
+    after = json.loads(capsys.readouterr().out)["figures"]
+    charts = {path.rpartition("/")[2] for path in after} - before
+    assert charts == {"khat.png", "calibration.png", "prior_ranks.png", "predictive_checks.png"}
+    assert all(is_drawn(path) for path in after)
+
+
+def test_charts_take_what_can_be_found(tmp_path):
+    for name, khats in {"all": [0.2, 0.9, np.inf, -np.inf], "good": [0.1], "infinite": [np.inf]}.items():
+        (tmp_path / f"{name}.png").write_bytes(khat_chart(khats))
+        assert is_drawn(tmp_path / f"{name}.png")
+    assert diagnosis_charts({}) == {}
+    assert diagnosis_charts({"posterior": {"khat": [None, "inf"]}}) == {}
+    record = {"statistic": "contrast", "unit": "u", "observed": 1.0, "p_value": 0.5, "extreme": False}
+    same = [record | {"replicates": "prior", "replicated": [1.0, 1.0]}]
+    assert predictive_chart(same).startswith(b"\x89PNG")
+
+
+def test_unknown_figures_are_refused(run):
+    with pytest.raises(UserError, match="traversal"):
+        draw_figures(run, ["traversal"])
