@@ -12,7 +12,6 @@ from ppl_tvae.data import SPLITS, Plan, SequenceData
 from ppl_tvae.diagnostics import calibration, rolling
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
 from ppl_tvae.diagnostics.predictive import predictive_checks, prior_ranks
-from ppl_tvae.diagnostics.rolling import EQUIVARIANCE as EQUIVARIANCE
 from ppl_tvae.diagnostics.sensitivity import power_scaling
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.guide_fit import against_mcmc, amortisation_gap, chains_of, check_chains, check_gap
@@ -159,7 +158,7 @@ def diagnose(
         if gap_guide is not None:
             against["amortisation_gap"] = amortisation_gap(ready, data, gap_guide, gap_sequences, split, quiet)
         ranks = simulated_ranks(ready, data.plan("train", 1), simulated_sequences, _CALIBRATION_DRAWS, seed, quiet)
-        equivariant, by_transform = _rolls(ready, data, data.plan(split, metric_sequences), split, seed, quiet)
+        rolls = _rolls(ready, data, data.plan(split, metric_sequences), split, seed, quiet)
     stats = tree["sample_stats"].to_dataset()
     khats, sizes = stats["khat"].values, stats["effective_sample_size"].values
     found = {
@@ -180,8 +179,7 @@ def diagnose(
             name: {"verdict": calibration.calibration(values).verdict, "ranks": [round(float(v), 4) for v in values]}
             for name, values in ranks.items()
         },
-        "equivariance": equivariant,
-        "by_transform": by_transform,
+        **rolls,
         "predictive_checks": predictive_checks(tree),
         "prior_ranks": prior_ranks(tree),
         "power_scaling": power_scaling(tree),
@@ -201,30 +199,35 @@ def equivariance_metrics(
     backend: str | None = None,
     device: str = "auto",
     quiet: bool = False,
-) -> list[dict[str, Any]]:
+) -> dict[str, list[dict[str, Any]]]:
     """Whether the code t rolls while the frames move, from one draw of the guide for each sequence.
 
-    A record for each metric: metric, value and standard_error over sequences, unit, and what it is in words. Errors in
-    image space are squared differences from the frames as observed, averaged over pixels and over all frames but the
-    first: of the first frame's code rolled on to each later frame, and as a scale of the same code not rolled (and the
-    paired difference), rolled by random amounts, and of the code that the guide finds for each frame. Empty for a
-    program without a site t of event shape (S, C, D). transforms: as in `to_datatree`. Raises UserError.
+    Keys as in diagnosis.json: equivariance, and by_transform (`diagnostics.rolling.by_transform`, CapCorr among it).
+    Of equivariance a record for each metric: metric, value and standard_error over sequences, unit, and what it is in
+    words. Errors in image space are squared differences from the frames as observed, averaged over pixels and over all
+    frames but the first: of the first frame's code rolled on to each later frame, and as a scale of the same code not
+    rolled (and the paired difference), rolled by random amounts, and of the code that the guide finds for each frame.
+    Both are empty for a program without a site t of event shape (S, C, D). transforms: as in `to_datatree`. Raises
+    UserError.
     """
     _check({"num_sequences": num_sequences}, split, seed)
     data = data_of(run.experiment, transforms)
     with evaluator(run, data, backend, device, seed) as ready:
-        return _rolls(ready, data, data.plan(split, num_sequences), split, seed, quiet)[0]
+        return _rolls(ready, data, data.plan(split, num_sequences), split, seed, quiet)
 
 
 def _rolls(
     ready: Any, data: SequenceData, plan: Plan, split: str, seed: int, quiet: bool
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> dict[str, list[dict[str, Any]]]:
     """The metrics over all sequences of a plan, and by transform; both empty where no code rolls."""
     batches = tqdm(list(_batches(plan)), desc="equivariance", disable=True if quiet else None)
     found = rolling.measured(ready, data, batches, seed)
     if found is None:
-        return [], []
-    return rolling.summary(found, data, split, seed), rolling.by_transform(found, data, plan)
+        return {"equivariance": [], "by_transform": []}
+    return {
+        "equivariance": rolling.summary(found, data, split, seed),
+        "by_transform": rolling.by_transform(found, data, plan),
+    }
 
 
 def calibration_ranks(

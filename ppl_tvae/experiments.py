@@ -44,8 +44,8 @@ class Reproduction:
     """An experiment of the paper: rows that share all settings but those named.
 
     rows: label -> settings. budgets: "paper" and "short" -> settings, `steps` among them. test_transforms: what moves
-    in the sequences it is judged on, where that is something else than in training. published: label -> heading -> the
-    paper's number.
+    in the sequences it is judged on, where that is something else than in training. figures: names of
+    `figures.FIGURES`, drawn for every run. published: label -> heading -> the paper's number.
     """
 
     title: str
@@ -55,6 +55,7 @@ class Reproduction:
     budgets: Mapping[str, Settings]
     columns: tuple[Column, ...]
     test_transforms: tuple[str, ...] | None = None
+    figures: tuple[str, ...] = ("traversals",)
     published: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
@@ -73,9 +74,12 @@ _EQUIVARIANCE = (
     Column("image_error_rolled_minus_not_rolled", "rolled - not rolled", "ours", of="diagnosis"),
 )
 
+_SPRITE_FACTORS = ("scale", "orientation", "posX", "posY")
+# Beside each the same of codes drawn from the prior: a W that rolls makes any code roll.
 _CAPSULE_CORRELATIONS = tuple(
-    Column(f"capsule_correlation[{factor}]", f"CapCorr {factor}", "paper", of="diagnosis")
-    for factor in ("scale", "orientation", "posX", "posY")
+    Column(f"capsule_correlation_pooled{ending}[{factor}]", f"CapCorr {factor}{words}", convention, of="diagnosis")
+    for ending, words, convention in (("", "", "paper"), ("_of_prior", ", prior draws", "ours"))
+    for factor in _SPRITE_FACTORS
 )
 _PARTIAL: Settings = {"model": "tvae", "temporal_window": 13, "spatial_width": 3}
 
@@ -121,6 +125,7 @@ EXPERIMENTS: dict[str, Reproduction] = {
             "short": {**_SHORT, "batch_size": 128, "steps": 4000},
         },
         columns=_LIKELIHOODS,
+        figures=("prior_samples", "torus_images", "torus_selectivity"),
     ),
     "generalisation": Reproduction(
         title="Appendix B.4: trained on rotation, scale and hue one at a time, tested on rotation and hue together",

@@ -1,6 +1,6 @@
 """All figures of a run: what there is, what each shows, and which program has it."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -84,11 +84,17 @@ FIGURES: dict[str, Figure] = {
 
 
 def draw_figures(
-    run: Run, names: Iterable[str] | None = None, *, backend: str | None = None, device: str = "auto"
+    run: Run,
+    names: Iterable[str] | None = None,
+    *,
+    transforms: Sequence[str] | None = None,
+    backend: str | None = None,
+    device: str = "auto",
 ) -> dict[str, Path]:
     """Draw the named figures of `FIGURES` that the run's program can have, all by default; their paths by name.
 
-    One program is made ready for all of them. Raises UserError.
+    transforms: what moves in the test sequences, where that is something else than in training. One program is made
+    ready for all figures. Raises UserError.
     """
     wanted = list(FIGURES if names is None else names)
     for name in wanted:
@@ -97,7 +103,7 @@ def draw_figures(
     wanted = [name for name in wanted if FIGURES[name].applies(run.experiment)]
     if not wanted:
         return {}
-    data = data_of(run.experiment)
+    data = data_of(run.experiment, transforms)
     with evaluator(run, data, backend, device, seed=0) as ready:
         drawn = {name: FIGURES[name].draw(run, data, ready) for name in wanted}
     return {name: path for name, path in drawn.items() if path is not None}

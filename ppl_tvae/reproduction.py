@@ -18,6 +18,7 @@ from ppl_tvae.diagnosis import equivariance_metrics
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.evaluation import evaluate
 from ppl_tvae.experiments import Column, Reproduction, experiment_of_the_paper
+from ppl_tvae.figures import FIGURES, draw_figures
 from ppl_tvae.runs import Run, open_run, writing_to
 from ppl_tvae.training import CHANGEABLE, data_of, resume, train
 
@@ -69,6 +70,8 @@ def reproduce(
         run = _trained(planned, folder / f"{_slug(label)}-seed{planned.seed}", quiet)
         for column, value in _numbers(run, experiment, count, planned.device, quiet).items():
             values[label].setdefault(column, []).append(value)
+        old = [name for name in experiment.figures if not run.is_up_to_date(f"figures/{FIGURES[name].file}")]
+        draw_figures(run, old, transforms=experiment.test_transforms, device=planned.device)
     header = _header(experiment, budget, seeds, count, resolved[0], changes)
     reproduced = Reproduced(header, experiment.columns, values, experiment.published)
     with writing_to(folder):
@@ -144,49 +147,43 @@ def _check_is(run: Run, experiment: Experiment) -> None:
 
 def _numbers(run: Run, experiment: Reproduction, count: int, device: str, quiet: bool) -> dict[str, float]:
     """Every number of the columns that the run has, measured now where it is not in its files yet."""
-    wanted = {column.name for column in experiment.columns if column.of == "evaluation"}
-    tested = experiment.test_transforms or run.experiment.transforms or ()
-    evaluated = _current(run, "evaluation.json", run.evaluations(), count, tested)
-    if not wanted <= set(evaluated):
-        evaluate(
-            run,
-            estimators=("elbo", "iwae", "released-is"),
-            particles=_PARTICLES,
-            transforms=experiment.test_transforms,
-            max_sequences=count,
-            device=device,
-            quiet=quiet,
-        )
-        evaluated = _current(run, "evaluation.json", run.evaluations(), count, tested)
-    diagnosed = _current(run, "diagnosis.json", run.diagnosis().get("equivariance", []), count, tested)
-    if not diagnosed:
-        moving = experiment.test_transforms
-        found = equivariance_metrics(run, num_sequences=count, transforms=moving, device=device, quiet=quiet)
-        run.save_diagnosis(run.diagnosis() | {"equivariance": found})
-        diagnosed = _current(run, "diagnosis.json", found, count, tested)
-    values = evaluated | diagnosed
+    wanted = {kind: {c.name for c in experiment.columns if c.of == kind} for kind in ("evaluation", "diagnosis")}
+    moving = experiment.test_transforms
+    tested = list(moving or run.experiment.transforms or ())
+    asked: dict[str, Any] = {"num_sequences": count, "split": "test", "seed": 0, "transforms": tested}
+    place: dict[str, Any] = {"transforms": moving, "device": device, "quiet": quiet}
+    if not wanted["evaluation"] <= set(_evaluated(run, asked)):
+        estimators = ("elbo", "iwae", "released-is")
+        evaluate(run, estimators=estimators, particles=_PARTICLES, max_sequences=count, **place)
+    if not wanted["diagnosis"] <= set(_diagnosed(run, asked)):
+        kept = run.diagnosis() if run.is_up_to_date("diagnosis.json") else {}
+        run.save_diagnosis(kept | equivariance_metrics(run, num_sequences=count, **place))
+    values = _evaluated(run, asked) | _diagnosed(run, asked)
     return {column.name: values[column.name] for column in experiment.columns if column.name in values}
 
 
-def _current(
-    run: Run, file: str, records: Sequence[Mapping[str, Any]], count: int, tested: Sequence[str]
-) -> dict[str, float]:
-    """Values by column, of these parameters and of the first `count` test sequences with these transforms."""
-    asked = {"num_sequences": count, "split": "test", "seed": 0}
-    if not run.is_up_to_date(file):
-        return {}
-    return {
-        _name(record): record["value"]
-        for record in records
-        if asked.items() <= record.items()
-        and "guide_name" not in record
-        and tuple(record.get("transforms", run.experiment.transforms or ())) == tuple(tested)
+def _evaluated(run: Run, asked: Mapping[str, Any]) -> dict[str, float]:
+    """Estimates of the present parameters, by column."""
+    records = run.evaluations() if run.is_up_to_date("evaluation.json") else []
+    return {_estimate(r): r["value"] for r in records if asked.items() <= r.items() and "guide_name" not in r}
+
+
+def _diagnosed(run: Run, asked: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics of the present parameters, by column; those of one transform as NAME[TRANSFORM]."""
+    found = run.diagnosis() if run.is_up_to_date("diagnosis.json") else {}
+    values = {r["metric"]: r["value"] for r in found.get("equivariance", []) if asked.items() <= r.items()}
+    if not values:
+        return {}  # those by transform were measured together with these
+    of_transforms = {
+        f"{name}[{record['transform']}]": measured["value"]
+        for record in found.get("by_transform", [])
+        for name, measured in record.items()
+        if isinstance(measured, dict) and measured["value"] is not None
     }
+    return values | of_transforms
 
 
-def _name(record: Mapping[str, Any]) -> str:
-    if "metric" in record:
-        return record["metric"]
+def _estimate(record: Mapping[str, Any]) -> str:
     counted = record["estimator"] in ("iwae", "released-is")
     return record["estimator"] + (f"-{record['num_particles']}" if counted else "")
 
@@ -215,6 +212,7 @@ def _header(
         f"{first.backend}, data {first.data}, {length}",
         f"likelihood {first.likelihood}{score}; {count} held-out sequences; {over}",
         "likelihoods in nats per frame, up is better; released IS is no bound; of errors down is better",
+        *([f"in each run's figures/: {', '.join(experiment.figures)}"] if experiment.figures else []),
         *other,
     )
 

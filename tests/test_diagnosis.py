@@ -11,8 +11,9 @@ from scipy import stats
 from ppl_tvae import cli, train
 from ppl_tvae.assembly import lattice_of
 from ppl_tvae.config import Experiment
-from ppl_tvae.diagnosis import EQUIVARIANCE, diagnose, equivariance_metrics, save_datatree, to_datatree
+from ppl_tvae.diagnosis import diagnose, equivariance_metrics, save_datatree, to_datatree
 from ppl_tvae.diagnostics.datatree import CELL_DIMS, FRAME_DIMS
+from ppl_tvae.diagnostics.rolling import EQUIVARIANCE
 from ppl_tvae.errors import UserError
 from tests.small_runs import BACKENDS, files_in, small_training
 
@@ -168,7 +169,8 @@ def test_metrics_of_decoding_have_their_order(tmp_path):
         Experiment(data="digits", transforms=("hue",), num_timesteps=6, capsule_dim=6, num_capsules=6),
         hidden=(64,), steps=400, learning_rate=3e-3, validation_sequences=8, evaluate_every=400,
     )  # fmt: skip
-    records = equivariance_metrics(train(experiment, tmp_path / "run", quiet=True), num_sequences=24, quiet=True)
+    run = train(experiment, tmp_path / "run", quiet=True)
+    records = equivariance_metrics(run, num_sequences=24, quiet=True)["equivariance"]
     value = {record["metric"]: record["value"] for record in records}
     assert value["image_error_reconstruction"] < value["image_error_random_roll"]
     assert value["image_error_reconstruction"] < value["image_error_not_rolled"]

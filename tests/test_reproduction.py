@@ -13,7 +13,8 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.runs import open_run
 from tests.small_runs import small_images
 
-FEW = {"num_timesteps": 4, "num_capsules": 2, "capsule_dim": 4, "hidden": (8,)}
+FEW = {"num_timesteps": 4, "num_capsules": 2, "capsule_dim": 4, "hidden": (8,), "transforms": ("hue",)}
+CAPCORR = experiments.Column("capsule_correlation_pooled[hue]", "CapCorr hue", "paper", of="diagnosis")
 
 
 @pytest.fixture
@@ -22,7 +23,8 @@ def small(tmp_path, monkeypatch):
     table = experiments.EXPERIMENTS["table1"]
     rows = {"tvae, L = 1/2 S": {"model": "tvae", "temporal_window": 4}, "vae": {"model": "vae"}}
     short = {**table.budgets["short"], "steps": 6, "log_every": 3, "evaluate_every": 3, "validation_sequences": 8}
-    few = replace(table, rows=rows, settings=FEW, budgets={"paper": table.budgets["paper"], "short": short})
+    budgets, columns = {"paper": table.budgets["paper"], "short": short}, (CAPCORR, *table.columns)
+    few = replace(table, rows=rows, settings=FEW, budgets=budgets, columns=columns)
     monkeypatch.setitem(experiments.EXPERIMENTS, "table1", few)
     return tmp_path / "runs", {"data": str(small_images(tmp_path)), "quiet": True, "max_sequences": 5}
 
@@ -65,6 +67,9 @@ def test_a_table_of_runs_that_are_ordinary_run_directories(small):
         assert found.values[label]["elbo"] == elbos
         metrics = [{r["metric"]: r["value"] for r in run.diagnosis()["equivariance"]} for run in runs]
         assert found.values[label]["equivariance_error"] == [own["equivariance_error"] for own in metrics]
+        of_hue = [run.diagnosis()["by_transform"][0] for run in runs]
+        assert found.values[label][CAPCORR.name] == [own["capsule_correlation_pooled"]["value"] for own in of_hue]
+        assert all(run.is_up_to_date("figures/traversals.png") for run in runs)
     text = reproduction.as_text(found)
     elbos = found.values["vae"]["elbo"]
     assert f"{np.mean(elbos):,.2f} ± {np.std(elbos, ddof=1):,.2f}" in text
@@ -122,7 +127,7 @@ def test_a_shrunk_table_says_so(small):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["table9"], "expected the name of an experiment of the paper, found 'table9'; did you mean 'table1'?"),
+        (["table9"], "expected the name of an experiment of the paper, found 'table9'"),
         (["table1", "--budget", "long"], "expected the name of a budget, found 'long'; choose one of paper, short."),
         (["table1", "--seeds", "0"], "expected at least 1 seed, found 0"),
         (["table1", "--max-sequences", "0"], "expected max_sequences of at least 1, found 0"),
