@@ -2,8 +2,9 @@
 
 The released code (akandykeller/TopographicVAE) needs CUDA, torchvision and kornia. This is not it: it repeats, in our
 words and in PyTorch alone, the operations that decide its speed. Frames are drawn one at a time, for each sequence by
-itself (affine grid, bilinear sampling, hue through HSV); the networks are convolutions over the whole image; W is a circularly
-padded transposed 3-D convolution; the equivariance error is computed at every step; SGD with momentum; grey pixels.
+itself (affine grid, bilinear sampling, hue through HSV); the networks are convolutions over the whole image; W is a
+circularly padded transposed 3-D convolution; the equivariance error is computed at every step; SGD with momentum; grey
+pixels.
 """
 
 from collections.abc import Sequence
