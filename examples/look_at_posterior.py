@@ -21,7 +21,7 @@ from arviz_stats import summary
 import ppl_tvae
 
 NUM_CELLS = 6
-_RANKS = {"figsize": (12, 8), "figsize_units": "inches"}  # room for the titles
+_RANKS = {"figsize": (18, 4), "figsize_units": "inches"}  # room for the titles
 
 
 def look(run: ppl_tvae.Run, site: str, place: dict[str, int]) -> str:
@@ -39,7 +39,7 @@ def look(run: ppl_tvae.Run, site: str, place: dict[str, int]) -> str:
     kinds = {"kind": "all" if tree[group].sizes["chain"] > 1 else "stats"}
     drawn = {
         "forest": arviz_plots.plot_forest(tree, backend="matplotlib", **chosen),
-        "ranks": arviz_plots.plot_rank(tree, backend="matplotlib", col_wrap=3, figure_kwargs=_RANKS, **chosen),
+        "ranks": arviz_plots.plot_rank(tree, backend="matplotlib", col_wrap=NUM_CELLS, figure_kwargs=_RANKS, **chosen),
     }
     lines = [f"{site} in {group}, {chosen['coords']}", summary(tree, **kinds, **chosen).to_string()]
     for name, plot in drawn.items():
