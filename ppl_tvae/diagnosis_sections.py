@@ -161,7 +161,7 @@ def _predictive_checks(found: list[Mapping[str, Any]], charts: Mapping[str, byte
         "extreme one is a misfit indeed."
     )
     few = f"With fewer than {FEWEST_DRAWS} draws no p-value can be extreme." if num_draws < FEWEST_DRAWS else ""
-    table = Table("Bayesian p-values", header, rows, (6,))
+    table = Table("Bayesian p-values", header, rows, (1, 6))
     return [part for part in (Picture(charts["predictive_checks"], caption), words, few, table) if part]
 
 

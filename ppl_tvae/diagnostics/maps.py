@@ -31,7 +31,8 @@ def correlation_maps(matrices: Mapping[str, np.ndarray], grid: tuple[int, int], 
         left.set_xlabel(f"cell, by {axes_names[0]}", fontsize=8)
         left.set_ylabel(f"cell, by {axes_names[0]}", fontsize=8)
         _offset_map(right, by_offset(matrix, rows, columns), axes_names)
-    figure.colorbar(shown, ax=panels, location="bottom", shrink=0.6, label="correlation", aspect=40, pad=0.02)
+    bar = {"location": "bottom", "shrink": 0.6, "aspect": 40, "pad": 0.02, "ticks": [-1, -0.5, 0, 0.5, 1]}
+    figure.colorbar(shown, ax=panels, label="correlation", **bar)
     return png(figure)
 
 
