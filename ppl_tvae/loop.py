@@ -41,6 +41,7 @@ class Loop:
         self.pending: list[float] = []
         self.seconds = self.seconds_pending = 0.0
         self.stop = False
+        self.quiet = quiet
         self.bar = tqdm(total=run.experiment.steps, unit="step", disable=True if quiet else None, dynamic_ncols=True)
 
     def begin(self, elbo: float) -> None:
@@ -65,9 +66,16 @@ class Loop:
         with self.bar, self._interruptible():
             while not self._finished():
                 self._chunk()
+                self._tell_execution()
                 if self.stop and not self._finished():
                     self._save()
                     raise Interrupted(f"stopped at step {self.step}; go on with --resume --out {self.run.path}")
+
+    def _tell_execution(self) -> None:
+        """Once, after the first chunk: only then is it known whether a GPU can take a program's steps as a graph."""
+        if not self.quiet:
+            self.bar.write(f"steps are {self.trainer.execution}", file=sys.stderr)
+            self.quiet = True
 
     def _finished(self) -> bool:
         return self.step >= self.run.experiment.steps or 0 < self.run.experiment.patience <= self.stale

@@ -72,6 +72,11 @@ class Trainer:
         self._state, losses = self._advance(self._state, self._tables, to_device(padded), num_steps)
         return np.asarray(losses)[:num_steps]
 
+    @property
+    def execution(self) -> str:
+        """How steps are run: what follows the words 'steps are'."""
+        return f"compiled, a chunk at a time, on the {jax.tree.leaves(self._tables)[0].device.platform.upper()}"
+
     def held_out_loss(self, plans: Any) -> float:
         """Minus the mean ELBO over plans (batches, batch, ...), nats per frame, with the same noise at every call.
 

@@ -1,6 +1,8 @@
 """Stochastic variational inference in Pyro: steps of the host's programs, without a host sync per step.
 
-Batches come in as small plans and are rendered to frames on the device; losses stay there until the chunk is done.
+Batches come in as small plans and are rendered to frames on the device; losses stay there until the chunk is done. A
+step reads its plan, number and learning rate from tensors that are written before it, so that on a GPU it can be
+recorded as a graph (`graphs.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -17,6 +19,7 @@ from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.inference.pyro.checks import check_program
 from ppl_tvae.inference.pyro.device import keep_freed_memory, to_device
+from ppl_tvae.inference.pyro.graphs import Runner, runner_of
 from ppl_tvae.inference.pyro.objectives import OBJECTIVES
 from ppl_tvae.inference.pyro.tracing import flat_name, program_traces
 from ppl_tvae.program import Program
@@ -42,21 +45,30 @@ class Trainer:
         tables: Any,
         first_plan: Any,
         seed: int,
+        *,
+        may_record: bool = True,
     ) -> None:
-        """render(tables, plan) -> frames, on the device; first_plan fixes the shapes of a batch."""
+        """render(tables, plan) -> frames, on the device; first_plan fixes the shapes of a batch.
+
+        may_record: whether steps on a GPU are recorded as a graph where that is possible.
+        """
         keep_freed_memory()
         self._program, self._objective = program, objective
         self._render, self._tables = render, to_device(tables)
         self._evaluation_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
         torch.manual_seed(seed)
-        frames = render(self._tables, to_device(first_plan))
+        self._plan = type(first_plan)(*(field.clone() for field in to_device(first_plan)))  # ours to write to
+        frames = render(self._tables, self._plan)
         check_program(program, frames[:2])
         with pyro.get_param_store().scope() as self._store, torch.no_grad():
             program_traces(program, frames)
         self._unconstrained = list(self._store["params"].values())
         self._optimization = optimization
-        self._optimizer = _optimizer(optimization, self._unconstrained)
-        self._steps_done = 0
+        self._on_gpu = frames.is_cuda
+        self._optimizer = _optimizer(optimization, self._unconstrained, self._on_gpu)
+        self._loss, self._step_number = torch.zeros(()), torch.zeros((), dtype=torch.int64)
+        self._steps_done, self._may_record = 0, may_record
+        self._runner: Runner | None = None
 
     def advance(self, plans: Any) -> np.ndarray:
         """Train on plans (steps, batch, ...); the loss of each step, nats per frame, (steps,). One host sync."""
@@ -65,8 +77,16 @@ class Trainer:
         losses = torch.empty(num_steps)
         with pyro.get_param_store().scope(self._store):
             for index in range(num_steps):
-                losses[index] = self._step(self._frames(plans, index))
+                self._prepare(plans, index)
+                self._run_step()
+                losses[index] = self._loss
+                self._steps_done += 1
         return losses.numpy(force=True)
+
+    @property
+    def execution(self) -> str:
+        """How steps are run, once there was one: what follows the words 'steps are'."""
+        return self._runner.description if self._runner else "not yet run"
 
     def held_out_loss(self, plans: Any) -> float:
         """Minus the mean ELBO over plans (batches, batch, ...), nats per frame, with the same noise at every call.
@@ -111,6 +131,7 @@ class Trainer:
             _, index, slot = key.split(".")
             slots.setdefault(int(index), {})[slot] = torch.from_numpy(arrays[key].copy())
         self._optimizer.load_state_dict({"state": slots, "param_groups": groups})
+        self._runner = None  # the optimiser has new tensors, and a recording writes to the old ones
         self._steps_done = int(arrays["steps_done"])
         torch.set_rng_state(torch.from_numpy(arrays["random.cpu"].copy()))
         if torch.cuda.is_available() and "random.cuda" in arrays:
@@ -127,25 +148,52 @@ class Trainer:
     def _frames(self, plans: Any, index: int) -> Tensor:
         return self._render(self._tables, type(plans)(*(field[index] for field in plans)))
 
-    def _step(self, frames: Tensor) -> Tensor:
+    def _prepare(self, plans: Any, index: int) -> None:
+        """Write what the next step reads."""
+        for own, field in zip(self._plan, plans, strict=True):
+            own.copy_(field[index])
+        self._step_number.fill_(self._steps_done)
+        factor = float(learning_rate_factor(self._optimization, np.asarray(self._steps_done)))
+        _set_learning_rate(self._optimizer, self._optimization.learning_rate * factor)
+
+    def _run_step(self) -> None:
+        if self._runner is None:
+            self._runner = runner_of(self._step, self._changed_by_a_step, self._on_gpu and self._may_record)
+        self._runner.run()
+
+    def _step(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
-        loss = sequence_loss(self._objective, self._program, frames, torch.full((), self._steps_done))
+        frames = self._render(self._tables, self._plan)
+        loss = sequence_loss(self._objective, self._program, frames, self._step_number)
         loss.backward()
         if self._optimization.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._unconstrained, self._optimization.clip_norm)
-        factor = float(learning_rate_factor(self._optimization, np.asarray(self._steps_done)))
-        self._optimizer.param_groups[0]["lr"] = self._optimization.learning_rate * factor
         self._optimizer.step()
-        self._steps_done += 1
-        return loss.detach()
+        self._loss.copy_(loss.detach())
+
+    def _changed_by_a_step(self) -> dict[str, Tensor]:
+        parameters = {f"parameter {index}": value for index, value in enumerate(self._unconstrained)}
+        for index, slots in self._optimizer.state_dict()["state"].items():
+            parameters |= {f"{slot} {index}": value for slot, value in slots.items() if isinstance(value, Tensor)}
+        return parameters
 
 
-def _optimizer(optimization: Optimization, parameters: list[Tensor]) -> torch.optim.Optimizer:
+def _optimizer(optimization: Optimization, parameters: list[Tensor], on_gpu: bool) -> torch.optim.Optimizer:
+    """On a GPU an update is one kernel that reads its rate there, as a recorded step needs it: a float32, always."""
+    rate: Any = torch.tensor(optimization.learning_rate, dtype=torch.float32) if on_gpu else optimization.learning_rate
+    fused = on_gpu or None
     if optimization.method == "adam":
-        betas = (optimization.momentum, 0.999)
-        rate, epsilon = optimization.learning_rate, optimization.adam_epsilon
-        return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=epsilon)
-    return torch.optim.SGD(parameters, lr=optimization.learning_rate, momentum=optimization.momentum)
+        betas, epsilon = (optimization.momentum, 0.999), optimization.adam_epsilon
+        return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=epsilon, fused=fused, capturable=on_gpu)
+    return torch.optim.SGD(parameters, lr=rate, momentum=optimization.momentum, fused=fused)
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    group = optimizer.param_groups[0]
+    if isinstance(group["lr"], Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:
