@@ -73,7 +73,7 @@ class Loop:
 
     def _tell_execution(self) -> None:
         """Once, after the first chunk: only then is it known whether a GPU can take a program's steps as a graph."""
-        if not self.quiet:
+        if not self.quiet and self.trainer.execution:
             self.bar.write(f"steps are {self.trainer.execution}", file=sys.stderr)
             self.quiet = True
 

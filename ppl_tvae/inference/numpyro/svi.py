@@ -74,8 +74,9 @@ class Trainer:
 
     @property
     def execution(self) -> str:
-        """How steps are run: what follows the words 'steps are'."""
-        return f"compiled, a chunk at a time, on the {jax.tree.leaves(self._tables)[0].device.platform.upper()}"
+        """How steps are run on a GPU, after the words 'steps are'; empty on a CPU."""
+        on_cpu = jax.tree.leaves(self._tables)[0].device.platform == "cpu"
+        return "" if on_cpu else "compiled, a chunk of them in one call"
 
     def held_out_loss(self, plans: Any) -> float:
         """Minus the mean ELBO over plans (batches, batch, ...), nats per frame, with the same noise at every call.

@@ -28,17 +28,17 @@ def runner_of(step: Step, changed: Tensors, on_gpu: bool, record: Callable[[Step
     random streams as they were. record: what records it, `recorded`.
     """
     if not on_gpu:
-        return Runner(step, "called step by step, on the CPU")
+        return Runner(step, "")
     try:
         with _unchanged(changed):
             return Runner((record or recorded)(step), "replayed as a CUDA graph")
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
-        return Runner(step, f"called step by step, since they cannot be recorded as a CUDA graph: {reason}")
+        return Runner(step, f"called one by one, since they cannot be recorded as a CUDA graph: {reason}")
 
 
 class Runner:
-    """`run()` takes a step; `description` says how, after the words 'steps are'."""
+    """`run()` takes a step; `description` says how, after the words 'steps are', where there was a choice: on a GPU."""
 
     def __init__(self, run: Step, description: str) -> None:
         self.run, self.description = run, description

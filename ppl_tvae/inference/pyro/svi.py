@@ -85,8 +85,8 @@ class Trainer:
 
     @property
     def execution(self) -> str:
-        """How steps are run, once there was one: what follows the words 'steps are'."""
-        return self._runner.description if self._runner else "not yet run"
+        """How steps are run on a GPU, after the words 'steps are'; empty on a CPU, and before the first step."""
+        return self._runner.description if self._runner else ""
 
     def held_out_loss(self, plans: Any) -> float:
         """Minus the mean ELBO over plans (batches, batch, ...), nats per frame, with the same noise at every call.

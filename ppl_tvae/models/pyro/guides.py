@@ -1,6 +1,7 @@
 """Posteriors of the guide: each a function (latent, frames) -> q(latent | frames), a distribution per sequence."""
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 import pyro
@@ -119,17 +120,22 @@ def _encoded(latent: Latent, frames: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return own, *moments(outputs(latent.name, own, latent.hidden, latent.shape), latent.shape)
 
 
+@cache
+def _masks(size: int, width: int, reverse: bool, dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Kept on the device: a step that copies from the host cannot be recorded as a graph."""
+    return [torch.as_tensor(mask, dtype=dtype, device=device) for mask in autoregressive.masks(size, width, reverse)]
+
+
 def _flow(name: str, context: Tensor, reverse: bool) -> AffineAutoregressive:
     """x -> mean(x) + exp(log_scale(x)) * x over the last dimension; the identity before training."""
     size = context.shape[-1]
     width = 4 * size
-    into, out = autoregressive.masks(size, width, reverse)
+    into, out = _masks(size, width, reverse, context.dtype, context.device)
     given = linear(f"{name}.context", context, width)
     weight_into = pyro.param(f"{name}.0.weight", lecun_normal(f"{name}.0.weight", (width, size)))
     weight_out = pyro.param(f"{name}.2.weight", lambda: torch.zeros((2 * size, width)))
     bias_out = pyro.param(f"{name}.2.bias", lambda: torch.zeros(2 * size))
-    weight_into = weight_into * torch.as_tensor(into).to(weight_into)
-    weight_out = weight_out * torch.as_tensor(out).to(weight_out)
+    weight_into, weight_out = weight_into * into, weight_out * out
 
     def autoregressive_nn(x: Tensor) -> tuple[Tensor, Tensor]:
         hidden = torch.relu(x @ weight_into.T + given)

@@ -29,13 +29,13 @@ def normal(latent: Latent, frames: Tensor) -> dist.TorchDistribution:
 
 def laplace(latent: Latent, frames: Tensor) -> dist.TorchDistribution:
     """Independent Laplace of variance 1."""
-    return dist.Laplace(torch.zeros(()), torch.tensor(0.5**0.5)).expand(latent.shape).to_event(3)
+    return dist.Laplace(torch.zeros(()), torch.full((), 0.5**0.5)).expand(latent.shape).to_event(3)
 
 
 def student_t(latent: Latent, frames: Tensor) -> dist.TorchDistribution:
     """Independent Student-t of `DEGREES_OF_FREEDOM`, scaled to variance 1."""
     scale = ((DEGREES_OF_FREEDOM - 2) / DEGREES_OF_FREEDOM) ** 0.5
-    cell = dist.StudentT(torch.tensor(DEGREES_OF_FREEDOM), torch.zeros(()), torch.tensor(scale))
+    cell = dist.StudentT(torch.full((), DEGREES_OF_FREEDOM), torch.zeros(()), torch.full((), scale))
     return cell.expand(latent.shape).to_event(3)
 
 

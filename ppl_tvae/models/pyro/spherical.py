@@ -102,7 +102,7 @@ def direction(vector: Tensor) -> Tensor:
 
 def _first_axis(like: Tensor) -> Tensor:
     first = torch.zeros_like(like)
-    first[..., 0] = 1
+    first[..., 0].fill_(1)
     return first
 
 

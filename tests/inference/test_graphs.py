@@ -1,0 +1,218 @@
+"""Steps that a GPU can replay: the tensors they read, how it is decided, and that a CPU trains as it always did."""
+
+from collections import Counter
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppl_tvae.assembly import assemble
+from ppl_tvae.inference.objective import ELBO
+from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
+from ppl_tvae.inference.pyro import graphs
+from ppl_tvae.inference.pyro import svi as pyro_svi
+from ppl_tvae.inference.pyro.device import on_device, to_device
+from ppl_tvae.training import data_of, renderer, trainer_of
+from tests.small_runs import small_training
+
+BATCH, STEPS, SEED = 4, 12, 3
+SCHEDULES = {
+    "adam, warm-up and cosine, clipped": Optimization("adam", 1e-2, 0.9, 0.5, "cosine", 3, STEPS, 1e-4),
+    "sgd": Optimization("sgd", 1e-3, 0.9, 0.0, "constant", 0, STEPS),
+}
+
+
+@pytest.fixture
+def case(tmp_path):
+    """A tiny experiment in Pyro, and its data."""
+    experiment = small_training(tmp_path, "pyro", device="cpu").resolved()
+    return experiment, data_of(experiment)
+
+
+def trainer(experiment, data, optimization, **options):
+    plans = data.train_plans(SEED, 0, 1, BATCH)
+    first = type(plans)(*(field[0] for field in plans))
+    program, render = assemble(experiment, "pyro"), renderer(experiment)
+    return pyro_svi.Trainer(program, ELBO, optimization, render, data.tables, first, SEED, **options)
+
+
+def written_plainly(experiment, data, optimization, start):
+    """The same training with the host's own loss, and a loop as its tutorials write it."""
+    program, render = assemble(experiment, "pyro"), renderer(experiment)
+    plans, tables, losses = to_device(data.train_plans(SEED, 0, STEPS, BATCH)), to_device(data.tables), []
+    torch.set_rng_state(torch.from_numpy(start["random.cpu"].copy()))
+    with pyro.get_param_store().scope():
+        for name in (key.removeprefix("parameter.") for key in start if key.startswith("parameter.")):
+            pyro.param(name, torch.from_numpy(start[f"parameter.{name}"].copy()))
+        named = dict(pyro.get_param_store().named_parameters())
+        parameters = list(named.values())
+        if optimization.method == "adam":
+            rate, epsilon = optimization.learning_rate, optimization.adam_epsilon
+            optimizer = torch.optim.Adam(parameters, lr=rate, betas=(optimization.momentum, 0.999), eps=epsilon)
+        else:
+            optimizer = torch.optim.SGD(parameters, lr=optimization.learning_rate, momentum=optimization.momentum)
+        for step in range(STEPS):
+            frames = render(tables, type(plans)(*(field[step] for field in plans)))
+            optimizer.zero_grad()
+            loss = pyro_svi.sequence_loss(ELBO, program, frames, step)
+            loss.backward()
+            if optimization.clip_norm:
+                torch.nn.utils.clip_grad_norm_(parameters, optimization.clip_norm)
+            factor = float(learning_rate_factor(optimization, np.asarray(step)))
+            optimizer.param_groups[0]["lr"] = optimization.learning_rate * factor
+            optimizer.step()
+            losses.append(loss.item())
+        return losses, {name: value.detach().numpy() for name, value in named.items()}
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_on_a_cpu_training_is_the_plain_loop_bit_for_bit(name, case):
+    experiment, data = case
+    with on_device("cpu", "float32"):
+        ours = trainer(experiment, data, SCHEDULES[name])
+        start = ours.state()
+        losses = ours.advance(data.train_plans(SEED, 0, STEPS, BATCH))
+        expected, parameters = written_plainly(experiment, data, SCHEDULES[name], start)
+        assert losses.tolist() == expected
+        assert losses[-1] != losses[0]
+        for key, value in parameters.items():
+            np.testing.assert_array_equal(ours.state()[f"parameter.{key}"], value)
+        assert ours.execution == ""
+
+
+def counting(steps):
+    """A way to record which takes steps, as the real one does, and counts replays."""
+
+    def record(step):
+        for _ in range(3):
+            step()
+
+        def replay():
+            steps["replayed"] += 1
+            step()
+
+        return replay
+
+    return record
+
+
+def refusing(step):
+    """A step, and then what torch says of a recording that failed."""
+    step()
+    raise RuntimeError("operation not permitted when stream is capturing\nCUDA kernel errors might be ...")
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("refused", [False, True])
+def test_trying_to_record_leaves_training_as_it_was(name, refused, case, monkeypatch):
+    """Parameters, the optimiser's slots and noise: on a CPU what is tried is the same arithmetic, so bit for bit."""
+    experiment, data = case
+    replayed, plans = Counter(), data.train_plans(SEED, 0, STEPS, BATCH)
+    with on_device("cpu", "float32"):
+        plain = trainer(experiment, data, SCHEDULES[name])
+        expected = plain.advance(plans)
+        monkeypatch.setattr(graphs, "recorded", refusing if refused else counting(replayed))
+        tried = trainer(experiment, data, SCHEDULES[name])
+        tried._on_gpu = True
+        losses = tried.advance(plans)
+        np.testing.assert_array_equal(losses, expected)
+        for key, value in plain.state().items():
+            np.testing.assert_array_equal(tried.state()[key], value, err_msg=key)
+    assert replayed["replayed"] == (0 if refused else STEPS)
+    reason = "cannot be recorded as a CUDA graph: operation not permitted when stream is capturing"
+    assert tried.execution == (f"called one by one, since they {reason}" if refused else "replayed as a CUDA graph")
+
+
+def test_a_restored_state_is_recorded_anew(case, monkeypatch):
+    """The optimiser takes up other tensors, which an old recording would not see."""
+    experiment, data = case
+    recordings = []
+    monkeypatch.setattr(graphs, "recorded", lambda step: recordings.append(step) or step)
+    plans = data.train_plans(SEED, 0, STEPS, BATCH)
+    with on_device("cpu", "float32"):
+        ours = trainer(experiment, data, SCHEDULES["sgd"])
+        ours._on_gpu = True
+        start, first = ours.snapshot(), ours.advance(plans)
+        ours.rewind(start)
+        np.testing.assert_array_equal(ours.advance(plans), first)
+    assert len(recordings) == 2
+
+
+def test_steps_are_not_recorded_where_that_is_not_wanted(case, monkeypatch):
+    experiment, data = case
+    monkeypatch.setattr(graphs, "recorded", lambda step: pytest.fail("recorded"))
+    with on_device("cpu", "float32"):
+        ours = trainer(experiment, data, SCHEDULES["sgd"], may_record=False)
+        ours._on_gpu = True
+        ours.advance(data.train_plans(SEED, 0, 2, BATCH))
+    assert ours.execution == ""
+
+
+class HostValues(TorchDispatchMode):
+    """Counts what a recording forbids: tensors made from the host's numbers, and values asked for on the host."""
+
+    FORBIDDEN = ("aten.lift_fresh.default", "aten._local_scalar_dense.default", "aten.nonzero.default")
+
+    def __init__(self):
+        super().__init__()
+        self.found = Counter()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        # The host's plate asks an empty tensor for the default device; nothing of it is copied.
+        if str(function) in self.FORBIDDEN and not (isinstance(result, torch.Tensor) and result.numel() == 0):
+            self.found[str(function)] += 1
+        return result
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {}, {"model": "vae"}, {"lattice_weights": "learned"}, {"kl_warmup_steps": 5}, {"objective": "iwae-dreg"},
+        {"objective": "renyi"}, {"guide": "smoother"}, {"guide": "iaf"}, {"guide": "mixture"}, {"prior": "laplace"},
+        {"prior": "mixture"}, {"prior": "vamp"}, {"prior": "hyperspherical"}, {"likelihood": "continuous-bernoulli"},
+        {"clip_norm": 1.0},
+    ],
+)  # fmt: skip
+def test_no_number_crosses_between_host_and_device_within_a_step(settings, tmp_path):
+    """All of a step but the optimiser, whose update on a GPU is another one than on a CPU."""
+    experiment = small_training(tmp_path, "pyro", device="cpu", **settings).resolved()
+    data = data_of(experiment)
+    with trainer_of(experiment, data) as ours:
+        ours.advance(data.train_plans(SEED, 0, 1, BATCH))
+        ours._optimizer.step = lambda: None
+        with pyro.get_param_store().scope(ours._store), HostValues() as seen:
+            ours._step()
+    assert not seen.found
+
+
+def test_numbers_that_cross_are_seen():
+    """What the test above would say of a step that asks for a value, or makes a tensor of one."""
+    with HostValues() as seen:
+        if torch.zeros(2).sum().item() == 0:
+            torch.tensor(1.0)
+    assert seen.found.total() == 2
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: python -m pytest tests/inference/test_graphs.py"
+)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_replayed_steps_are_those_called_one_by_one(name, tmp_path):
+    """On a GPU: the same kernels on the same noise. Products may be summed in another order, hence the tolerance."""
+    experiment = small_training(tmp_path, "pyro", device="cuda", precision="float64").resolved()
+    data = data_of(experiment)
+    plans = data.train_plans(SEED, 0, STEPS, BATCH)
+    with on_device("cuda", "float64"):
+        by_graph = trainer(experiment, data, SCHEDULES[name])
+        called = trainer(experiment, data, SCHEDULES[name], may_record=False)
+        start, expected = called.state(), called.advance(plans)
+        by_graph.restore(start)  # the stream of random numbers too
+        losses = by_graph.advance(plans)
+        assert by_graph.execution == "replayed as a CUDA graph"
+        np.testing.assert_allclose(losses, expected, rtol=1e-9)
+        for key, value in called.parameters().items():
+            np.testing.assert_allclose(by_graph.parameters()[key], value, rtol=1e-7, atol=1e-9, err_msg=key)
+        assert len(set(losses.tolist())) == STEPS
