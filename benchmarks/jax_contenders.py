@@ -36,8 +36,8 @@ from ppl_tvae.inference.objective import ELBO
 NAMES = {PPL: "NumPyro", PLAIN: "JAX alone"}
 
 
-def contenders(data: SequenceData, batch_size: int) -> Contenders:
-    """All of them, for batches of so many sequences."""
+def contenders(data: SequenceData, batch_size: int, compiled: bool = False) -> Contenders:
+    """All of them, for batches of so many sequences; all are compiled, asked for or not."""
     first = _step_of(data.train_plans(0, 0, 1, batch_size), 0)
     frames = rendered(to_device(data.tables), to_device(first))
     found: Contenders = {}
@@ -48,6 +48,11 @@ def contenders(data: SequenceData, batch_size: int) -> Contenders:
     found[RENDERING, True] = _rendering(to_device(data.tables), frames, Plans(data, batch_size, True))
     found[PRODUCTS, False] = _products(frames)
     return found
+
+
+def extra_memory(run: Callable[[int], object]) -> int | None:
+    """None: JAX takes most of a card at once and keeps one peak, so that no contender's own can be told."""
+    return None
 
 
 def weighing(experiment: Experiment, data: SequenceData, batch_size: int, num_particles: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ The yardstick of `ppl_tvae.models.pyro`: the same networks, diagonal normal guid
 KL, and Adam. Its state dict has the flat names of our parameters. It uses nothing of ppl_tvae; W is handed in.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -105,20 +105,43 @@ class TVAE(nn.Module):
 class Trainer:
     """Adam on the loss; `advance` takes a step per batch of frames, without a host sync until the last is done."""
 
-    def __init__(self, model: TVAE, learning_rate: float) -> None:
-        self.model = model
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
+    def __init__(self, model: TVAE, learning_rate: float, compiled: bool = False) -> None:
+        """compiled: the loss by torch.compile, and with it its gradient."""
+        self.model, self.loss = model, torch.compile(model.loss) if compiled else model.loss
+        on_gpu = model.mu.is_cuda
+        parameters = list(model.parameters())
+        self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=on_gpu or None, capturable=on_gpu)
 
     def advance(self, batches: Iterable[Tensor]) -> np.ndarray:
         """The loss of each step, (steps,)."""
-        return torch.stack([self._step(frames) for frames in batches]).numpy()
+        return torch.stack([self.step(frames) for frames in batches]).numpy(force=True)
 
-    def _step(self, frames: Tensor) -> Tensor:
+    def step(self, frames: Tensor) -> Tensor:
+        """The loss, (), before the step."""
         self.optimizer.zero_grad()
-        loss = self.model.loss(frames, torch.randn(2, len(frames), *self.model.shape))
+        loss = self.loss(frames, torch.randn(2, len(frames), *self.model.shape))
         loss.backward()
         self.optimizer.step()
         return loss.detach()
+
+
+def recorded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """A step as a CUDA graph, as torch's documentation has it; each replay writes to the same returned tensor."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:

@@ -70,7 +70,8 @@ class Trainer:
     """SGD on the loss; `advance` draws its sequences from uint8 images (N, height, width) and takes steps."""
 
     def __init__(self, model: Released, images: np.ndarray, batch_size: int) -> None:
-        self.model, self.images, self.batch_size = model, torch.from_numpy(images), batch_size
+        self.model, self.batch_size = model, batch_size
+        self.images = torch.as_tensor(images, device=torch.get_default_device())
         learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.SGD(learned, lr=LEARNING_RATE, momentum=MOMENTUM)
 

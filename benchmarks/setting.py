@@ -19,6 +19,8 @@ CHUNK = 8  # particles at a time, the default of `log_weights`
 
 # The contenders, in the words of the table. Each takes so many steps and returns when they are done.
 PPL, PLAIN, RENDERING, PRODUCTS = "ppl", "plain", "rendering", "matrix products"
+# Of torch alone: the program without its graph, the twin with one or compiled, and what the paper's authors run.
+UNRECORDED, RECORDED, COMPILED, RELEASED = "ppl unrecorded", "plain recorded", "plain compiled", "released"
 Contenders = dict[tuple[str, bool], Callable[[int], object]]  # by (one of the words, whether it renders its data)
 
 

@@ -1,20 +1,25 @@
-"""A training step in Pyro and in PyTorch alone, and the two parts of it that no program can avoid."""
+"""A training step in Pyro, in PyTorch alone and as released, and the two parts of it that no program can avoid."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks import plain_torch
+from benchmarks import plain_torch, released_step
 from benchmarks.setting import (
     ADAM,
     CHUNK,
+    COMPILED,
     LEARNING_RATE,
     PLAIN,
     PPL,
     PRODUCTS,
+    RECORDED,
+    RELEASED,
     RENDERING,
+    UNRECORDED,
     Contenders,
     Plans,
     latent_shape,
@@ -33,21 +38,70 @@ from ppl_tvae.inference.pyro.device import to_device
 from ppl_tvae.inference.pyro.importance import log_weights
 from ppl_tvae.inference.pyro.svi import Trainer
 
-NAMES = {PPL: "Pyro", PLAIN: "PyTorch alone"}
+NAMES = {
+    PPL: "Pyro",
+    UNRECORDED: "Pyro, no graph",
+    PLAIN: "PyTorch alone",
+    RECORDED: "PyTorch alone, graph",
+    COMPILED: "PyTorch alone, compiled",
+    RELEASED: "released code (ours, in PyTorch)",
+}
+LARGEST_RELEASED = 64  # sequences in a batch; it draws them one by one, so that more tell nothing new and take minutes
 
 
-def contenders(data: SequenceData, batch_size: int) -> Contenders:
-    """All of them, for batches of so many sequences."""
-    first = _step_of(data.train_plans(0, 0, 1, batch_size), 0)
+def contenders(data: SequenceData, batch_size: int, compiled: bool = False) -> Contenders:
+    """All of them, for batches of so many sequences; on a GPU with and without graphs, and compiled."""
+    first, on_gpu = _step_of(data.train_plans(0, 0, 1, batch_size), 0), torch.get_default_device().type == "cuda"
     frames = rendered(to_device(data.tables), to_device(first))
     found: Contenders = {}
     for drawn in (True, False):
         render, tables = (rendered, data.tables) if drawn else (ready, SequenceTables(frames))
-        found[PPL, drawn] = _pyro(render, tables, first, Plans(data, batch_size, drawn))
-        found[PLAIN, drawn] = _plain(render, to_device(tables), frames, Plans(data, batch_size, drawn))
+
+        def following(drawn: bool = drawn) -> Plans:
+            return Plans(data, batch_size, drawn)
+
+        found[PPL, drawn] = _pyro(render, tables, first, following())
+        found[PLAIN, drawn] = _plain(render, to_device(tables), frames, following())
+        if on_gpu:
+            found[UNRECORDED, drawn] = _pyro(render, tables, first, following(), may_record=False)
+            found[RECORDED, drawn] = _recorded(render, to_device(tables), frames, first, following())
+        if (on_gpu or compiled) and (run := _compiled(render, to_device(tables), frames, following())):
+            found[COMPILED, drawn] = run
     found[RENDERING, True] = _rendering(to_device(data.tables), Plans(data, batch_size, True))
     found[PRODUCTS, False] = _products(frames)
-    return found
+    if batch_size <= LARGEST_RELEASED:
+        found[RELEASED, True] = released_step.Trainer(released_model(), data.tables.images[..., 0], batch_size).advance
+    return {name: _done(run) for name, run in found.items()} if on_gpu else found
+
+
+def extra_memory(run: Callable[[int], object]) -> int | None:
+    """Bytes that the first step of a contender adds on the GPU to parameters and data; None on a CPU."""
+    if torch.get_default_device().type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run(1)
+    return torch.cuda.max_memory_allocated() - before
+
+
+def released_model() -> released_step.Released:
+    """The paper's MNIST model, as in `paper_experiment`."""
+    experiment = paper_experiment("pyro")
+    window, width, mu = experiment.temporal_window, experiment.spatial_width, experiment.mu
+    assert window is not None
+    assert width is not None
+    assert mu is not None
+    return released_step.Released(*latent_shape(experiment), window, width, 28, mu)
+
+
+def _done(run: Callable[[int], object]) -> Callable[[int], None]:
+    """The same, which returns when the GPU has done it."""
+
+    def run_and_wait(num_steps: int) -> None:
+        run(num_steps)
+        torch.cuda.synchronize()
+
+    return run_and_wait
 
 
 def weighing(experiment: Experiment, data: SequenceData, batch_size: int, num_particles: int) -> dict[str, Any]:
@@ -72,20 +126,58 @@ def _repeating(compute: Callable[[], torch.Tensor]) -> Callable[[int], None]:
     return run
 
 
-def _pyro(render: Any, tables: Any, first: Plan, plans: Plans) -> Any:
+def _pyro(render: Any, tables: Any, first: Plan, plans: Plans, may_record: bool = True) -> Any:
     program = assemble(paper_experiment("pyro"), "pyro")
-    trainer = Trainer(program, ELBO, ADAM, render, tables, first, seed=0)
-    return lambda num_steps: trainer.advance(plans.following(num_steps))
+    trainer = Trainer(program, ELBO, ADAM, render, tables, first, seed=0, may_record=may_record)
+
+    def run(num_steps: int) -> np.ndarray:
+        losses = trainer.advance(plans.following(num_steps))
+        if may_record and trainer.execution.startswith("called"):
+            raise RuntimeError(f"expected a graph, found that Pyro's steps are {trainer.execution}")
+        return losses
+
+    return run
 
 
-def _plain(render: Any, tables: Any, frames: torch.Tensor, plans: Plans) -> Any:
-    trainer = plain_torch.Trainer(plain_model(paper_experiment("pyro"), frames[0, 0].numel()), LEARNING_RATE)
+def _plain(render: Any, tables: Any, frames: torch.Tensor, plans: Plans, compiled: bool = False) -> Any:
+    trainer = _plain_trainer(frames, compiled)
 
     def run(num_steps: int) -> np.ndarray:
         drawn = to_device(plans.following(num_steps))
         return trainer.advance(render(tables, _step_of(drawn, index)) for index in range(num_steps))
 
     return run
+
+
+def _compiled(render: Any, tables: Any, frames: torch.Tensor, plans: Plans) -> Any:
+    """None, with a word on standard error, where torch.compile lacks something, such as a compiler of C++."""
+    run = _plain(render, tables, frames, plans, compiled=True)
+    try:
+        run(1)
+    except RuntimeError as error:
+        print(f"left out: {NAMES[COMPILED]}: {str(error).strip().splitlines()[0]}", file=sys.stderr)
+        return None
+    return run
+
+
+def _recorded(render: Any, tables: Any, frames: torch.Tensor, first: Plan, plans: Plans) -> Any:
+    """Rendering too is in the graph; what it reads is written before each replay."""
+    trainer, plan = _plain_trainer(frames), Plan(*(field.clone() for field in to_device(first)))
+    replay = plain_torch.recorded(lambda: trainer.step(render(tables, plan)))
+
+    def run(num_steps: int) -> np.ndarray:
+        drawn, losses = to_device(plans.following(num_steps)), torch.empty(num_steps)
+        for index in range(num_steps):
+            for own, field in zip(plan, drawn, strict=True):
+                own.copy_(field[index])
+            losses[index] = replay()
+        return losses.numpy(force=True)
+
+    return run
+
+
+def _plain_trainer(frames: torch.Tensor, compiled: bool = False) -> plain_torch.Trainer:
+    return plain_torch.Trainer(plain_model(paper_experiment("pyro"), frames[0, 0].numel()), LEARNING_RATE, compiled)
 
 
 def plain_model(experiment: Any, num_pixels: int) -> plain_torch.TVAE:

@@ -7,10 +7,24 @@ import pytest
 import torch
 from jax.tree_util import tree_map
 
-from benchmarks import plain_jax, plain_torch
+from benchmarks import plain_jax, plain_torch, torch_contenders
+from benchmarks.released_step import Released
+from benchmarks.released_step import Trainer as ReleasedTrainer
 from benchmarks.rounds import interleaved, ratio
-from benchmarks.setting import PLAIN, PPL, PRODUCTS, RENDERING, latent_shape, layers, paper_experiment
-from benchmarks.training_step import cells, rows_of
+from benchmarks.setting import (
+    COMPILED,
+    PLAIN,
+    PPL,
+    PRODUCTS,
+    RECORDED,
+    RELEASED,
+    RENDERING,
+    UNRECORDED,
+    latent_shape,
+    layers,
+    paper_experiment,
+)
+from benchmarks.training_step import beside_released, cells, rows_of
 from ppl_tvae.assembly import assemble, lattice_of
 from ppl_tvae.inference.numpyro import objectives as numpyro_objectives
 from ppl_tvae.inference.numpyro import tracing as numpyro_tracing
@@ -119,6 +133,69 @@ def test_plain_twins_learn(case):
         assert len(traced) == compiled_for  # compiling again would be timed as training
 
 
+def test_released_code_sums_the_neighbours_of_our_lattice():
+    """W u**2 of the paper's MNIST model: 13 frames, 3 positions, circular."""
+    experiment = paper_experiment("pyro")
+    shape = latent_shape(experiment)
+    u = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        released = torch_contenders.released_model().energy(u.reshape(-1, shape[1] * shape[2], 1, 1))
+    np.testing.assert_allclose(released.reshape(u.shape), lattice_of(experiment).energy(u), rtol=1e-5)
+
+
+def ours_of(released):
+    """The released code's convolutions as parameters of the twin, whose pixels are flattened channel last."""
+
+    def weight(layer, transposed):
+        own = layer.weight.transpose(0, 1) if transposed else layer.weight  # (out, in, height, width)
+        if transposed:
+            return own.permute(2, 3, 0, 1).flatten(0, 2)
+        return own.permute(0, 2, 3, 1).flatten(1)
+
+    found = {"mu": released.mu}
+    for name, network in {
+        "guide.z": released.encoder_z,
+        "guide.u": released.encoder_u,
+        "decoder": released.decoder,
+    }.items():
+        for index in (0, 2, 4):
+            found[f"{name}.{index}.weight"] = weight(network[index], name == "decoder")
+            height, width = network[index].kernel_size if name == "decoder" else (1, 1)
+            found[f"{name}.{index}.bias"] = network[index].bias.repeat(height * width)
+    return found
+
+
+def test_released_code_has_our_loss():
+    """At the same parameters, grey frames and noise; its log-variances are held at zero, for ours saturate."""
+    experiment = small_experiment(capsule_dim=4, spatial_width=1, hidden=(24, 16))
+    shape, cells_ = latent_shape(experiment), 8
+    with on_torch("cpu", "float64"), torch.no_grad():
+        torch.manual_seed(0)
+        released = Released(*shape, window=3, width=1, size=6, mu=30.0)
+        for encoder in (released.encoder_z, released.encoder_u):
+            encoder[4].weight[cells_:], encoder[4].bias[cells_:] = 0.0, 0.0
+        settings = (lattice_of(experiment).neighborhood, shape, experiment.hidden, 6 * 6 * 3, 30.0, 1e-6)
+        plain = plain_torch.TVAE(*settings)
+        plain.load_state_dict(ours_of(released))
+        frames = torch.rand(BATCH, shape[0], 6, 6, 3)
+        torch.manual_seed(1)
+        found = released.loss(frames.flatten(0, 1).permute(0, 3, 1, 2))
+        torch.manual_seed(1)
+        expected = plain.loss(frames, torch.stack([torch.randn(BATCH, *shape) for _ in "zu"]))
+    np.testing.assert_allclose(float(found), float(expected), rtol=1e-12)
+
+
+def test_released_code_takes_steps():
+    """Frames are drawn, parameters move, and W stays as it is."""
+    torch.manual_seed(0)
+    model = Released(4, 2, 4, window=3, width=1, size=6, mu=30.0)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    images = np.random.default_rng(0).integers(0, 256, (5, 6, 6), dtype=np.uint8)
+    ReleasedTrainer(model, images, 2).advance(2)
+    moved = {name for name, value in model.state_dict().items() if (value != before[name]).any()}
+    assert moved == before.keys() - {"sum_of_neighbours.weight"}
+
+
 def test_paper_layers():
     """Encoders 2352-972-648-648, decoder 324-648-972-2352; only the encoders' inputs need no gradient."""
     sizes = layers(paper_experiment("pyro"), 2352)
@@ -138,8 +215,34 @@ def test_ratios_are_taken_within_rounds():
     row = rows_of(times, {PPL: "Pyro", PLAIN: "PyTorch alone"}, 8, 144)[0]
     assert cells(row) == {
         "contender": "Pyro", "batch": "8", "data": "rendered", "ms/step": "2400.0", "frames/s": "60", "/ plain": "1.20",
-        "products": "50%", "rendering": "8.3%",
+        "/ released": "", "products": "50%", "rendering": "8.3%",
     }  # fmt: skip
+
+
+def test_a_step_with_a_graph_is_compared_with_the_twin_that_has_one():
+    times = {
+        (PPL, True): [3.0], (UNRECORDED, True): [8.0], (PLAIN, True): [4.0], (RECORDED, True): [2.0],
+        (COMPILED, True): [5.0], (RENDERING, True): [1.0], (PRODUCTS, False): [1.0],
+    }  # fmt: skip
+    rows = rows_of(times, {PLAIN: "PyTorch alone"}, 8, 144)
+    to_plain = {row["kind"]: row["to_plain"] for row in rows if "to_plain" in row}
+    assert to_plain == {PPL: 1.5, UNRECORDED: 2.0, PLAIN: 1.0, RECORDED: 0.5, COMPILED: 1.25}
+
+
+def test_speed_beside_the_released_code():
+    """Of the same batch, for whatever draws its data, in either process; the parts of a step have none."""
+    parts = {(PLAIN, True): [4.0], (PLAIN, False): [3.0], (RENDERING, True): [1.0], (PRODUCTS, False): [1.0]}
+    numpyro = rows_of(parts, {PLAIN: "JAX alone"}, 8, 144) + rows_of(parts, {PLAIN: "JAX alone"}, 512, 9216)
+    torch_rows = rows_of(parts | {(RELEASED, True): [8.0]}, {PLAIN: "PyTorch alone"}, 8, 144)
+    found = [
+        (row["batch"], cells(row)["contender"], cells(row)["/ released"])
+        for row in beside_released(numpyro + torch_rows)
+    ]
+    assert [row for row in found if row[2]] == [
+        (8, "JAX alone", "2.0"),
+        (8, "PyTorch alone", "2.0"),
+        (8, f"{RELEASED} (PyTorch)", "1.0"),
+    ]
 
 
 def test_contenders_take_turns():

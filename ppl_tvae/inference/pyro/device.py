@@ -3,7 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -14,10 +14,11 @@ from ppl_tvae.errors import UserError
 
 
 @contextmanager
-def on_device(device: str, precision: str) -> Iterator[None]:
+def on_device(device: str, precision: str, matmul: str = "tf32") -> Iterator[None]:
     """Tensors made in this context live on "cpu" or "cuda" ("auto": a GPU where there is one). Raises UserError.
 
-    The host's checks of values, the global random stream and the default dtype are put back afterwards.
+    matmul: "tf32" or "float32", of float32 products on a GPU. The host's checks of values, the global random stream,
+    the default dtype and the precision of products are put back afterwards.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("expected a GPU for device 'cuda', found none that torch can use; take --device cpu")
@@ -26,11 +27,26 @@ def on_device(device: str, precision: str) -> Iterator[None]:
     torch.set_default_dtype(getattr(torch, precision))
     torch.set_default_device(None if place == "cpu" else place)
     try:
-        with torch.random.fork_rng(), pyro.validation_enabled(False):
+        products = products_on_gpu(matmul) if place == "cuda" else nullcontext()
+        with torch.random.fork_rng(), pyro.validation_enabled(False), products:
             yield
     finally:
         torch.set_default_dtype(dtype)
         torch.set_default_device(None if default_device.type == "cpu" else default_device)
+
+
+@contextmanager
+def products_on_gpu(matmul: str) -> Iterator[None]:
+    """float32 products on a GPU in "tf32", whose mantissa has 10 bits, or "float32".
+
+    Not by torch.set_float32_matmul_precision, which also lets a CPU that can compute products of fewer bits.
+    """
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = matmul == "tf32"
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def to_device(tree: Any) -> Any:
