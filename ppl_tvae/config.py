@@ -85,6 +85,11 @@ class Experiment:
     seed: int = _setting(0, "seed of parameters, batches and noise")
     device: str = _setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
     precision: str = _setting("float32", "float32 or float64", choices=("float32", "float64"), flag="float")
+    matmul: str = _setting(
+        "tf32",
+        "tf32 or float32, of float32 matrix products on a GPU in training; CPUs and evaluation: float32",
+        choices=("tf32", "float32"),
+    )
 
     @property
     def program_file(self) -> Path | None:

@@ -64,7 +64,7 @@ def _on_two_sequences(experiment: Experiment) -> Iterator[tuple[Any, Program, An
     resolved = replace(experiment, num_timesteps=data.num_timesteps, transforms=data.transforms).resolved()
     checks = import_module(f"ppl_tvae.inference.{resolved.backend}.checks")
     device = import_module(f"ppl_tvae.inference.{resolved.backend}.device")
-    with device.on_device(resolved.device, resolved.precision):
+    with device.on_device(resolved.device, resolved.precision, resolved.matmul):
         program = assemble(resolved, resolved.backend)
         plan = Plan(*(field[0] for field in data.train_plans(resolved.seed, 0, 1, 2)))
         frames = renderer(resolved)(device.to_device(data.tables), device.to_device(plan))

@@ -25,7 +25,8 @@ def evaluator(run: Run, data: SequenceData, backend: str | None, device: str, se
             f"expected backend '{own}', for which the run's own program is written, found '{name}'; leave it out"
         )
     modules = [import_module(f"ppl_tvae.inference.{name}.{part}") for part in ("device", "evaluator")]
-    with modules[0].on_device(device, run.experiment.precision):
+    # Bounds in whole float32 products, however the run was trained: what is reported is not rounded twice.
+    with modules[0].on_device(device, run.experiment.precision, "float32"):
         yield modules[1].Evaluator(
             assemble(run.experiment, name), run.parameters(), renderer(run.experiment), data.tables, data.test_plan(1),
             run.experiment.precision, seed,

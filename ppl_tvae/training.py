@@ -121,7 +121,8 @@ def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Any]:
     """The backend's trainer of a resolved experiment, at its initial parameters, while its device is the default."""
     backend = import_module(f"ppl_tvae.inference.{experiment.backend}.svi")
     device = import_module(f"ppl_tvae.inference.{experiment.backend}.device")
-    with device.on_device(experiment.device, experiment.precision), shared_draws(experiment.seed):
+    place = device.on_device(experiment.device, experiment.precision, experiment.matmul)
+    with place, shared_draws(experiment.seed):
         program = assemble(experiment, experiment.backend)
         first_plan = Plan(*(field[0] for field in data.train_plans(experiment.seed, 0, 1, experiment.batch_size)))
         with naming_the_program(experiment):

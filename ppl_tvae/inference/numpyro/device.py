@@ -1,7 +1,7 @@
 """Where JAX computes and in which precision."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import jax
@@ -20,10 +20,15 @@ def on_device(device: str, precision: str, matmul: str = "tf32") -> Iterator[Non
         place = None if device == "auto" else jax.devices("gpu" if device == "cuda" else "cpu")[0]
     except RuntimeError:
         raise UserError("expected a GPU for device 'cuda', found none that JAX can use; take --device cpu") from None
-    on_cpu = (place or jax.devices()[0]).platform == "cpu"
-    products = None if on_cpu or precision == "float64" else {"tf32": "tensorfloat32"}.get(matmul, "float32")
-    with jax.default_device(place), jax.enable_x64(precision == "float64"), jax.default_matmul_precision(products):
+    on_gpu = (place or jax.devices()[0]).platform == "gpu"
+    products = products_on_gpu(matmul) if on_gpu else nullcontext()
+    with jax.default_device(place), jax.enable_x64(precision == "float64"), products:
         yield
+
+
+def products_on_gpu(matmul: str) -> AbstractContextManager[Any]:
+    """float32 products on a GPU in "tf32", whose mantissa has 10 bits, or "float32"."""
+    return jax.default_matmul_precision({"tf32": "tensorfloat32", "float32": "float32"}[matmul])
 
 
 def to_device(tree: Any) -> Any:
