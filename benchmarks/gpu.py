@@ -1,0 +1,80 @@
+"""What a GPU is asked: a step beside the same model without a PPL, and how long the paper's run of a model would take.
+
+    python -m benchmarks.gpu [--steps 10000] [--seconds 3] [--device cuda] [--json FILE]
+
+The second is a projection: two whole trainings of different length are timed, each with its held-out ELBOs and
+checkpoints, and the difference is what a step costs.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks import training_step
+from benchmarks.setting import paper_experiment
+from ppl_tvae.training import train
+
+PAPER_STEPS = 600_000  # 100 epochs of 48,000 images in batches of 8
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print both; the table goes to a JSON file on request."""
+    options = _options(arguments)
+    if options.worker:
+        print(json.dumps(timed_trainings(options.worker, options.device, options.steps)))
+        return
+    table = ["--device", options.device, "--batch-sizes", "8", "--seconds", str(options.seconds)]
+    training_step.main([*table, *(["--json", str(options.json)] if options.json else [])])
+    for backend in training_step.CONTENDERS:
+        print(projection(backend, *_in_own_process(backend, options)), flush=True)
+
+
+def timed_trainings(backend: str, device: str, steps: int) -> list[tuple[int, float]]:
+    """(steps, seconds) of a short training and of one that is `steps` longer, from beginning to end."""
+    found = []
+    for number in (steps // 10, steps // 10 + steps):
+        experiment = replace(paper_experiment(backend), device=device, steps=number)
+        with TemporaryDirectory() as folder:
+            started = time.perf_counter()
+            train(experiment, Path(folder) / "run")
+            found.append((number, time.perf_counter() - started))
+    return found
+
+
+def projection(backend: str, short: tuple[int, float], long: tuple[int, float]) -> str:
+    """A sentence: what the paper's number of steps would take, and from what this is known."""
+    step = (long[1] - short[1]) / (long[0] - short[0])
+    start = short[1] - short[0] * step
+    minutes = (start + PAPER_STEPS * step) / 60
+    return (
+        f"{backend}: {PAPER_STEPS:,} steps of 8 sequences would take {minutes:.1f} minutes: {start:.1f} s to begin, "
+        f"{1e3 * step:.3f} ms a step with its share of held-out ELBOs and checkpoints "
+        f"(trained: {short[0]:,} steps in {short[1]:.1f} s, {long[0]:,} in {long[1]:.1f} s)"
+    )
+
+
+def _in_own_process(backend: str, options: argparse.Namespace) -> list[tuple[int, float]]:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--worker", backend]
+    command += ["--device", options.device, "--steps", str(options.steps)]
+    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return [(int(steps), float(seconds)) for steps, seconds in found]
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="cpu is for a rehearsal (cuda)")
+    parser.add_argument("--steps", type=int, default=10_000, metavar="N", help="of the longer training, more (10000)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="how long each contender of a step is timed (3)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's time of the steps")
+    parser.add_argument("--worker", choices=training_step.CONTENDERS, help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
