@@ -14,7 +14,7 @@ from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.inference.pyro import graphs
 from ppl_tvae.inference.pyro import svi as pyro_svi
 from ppl_tvae.inference.pyro.device import on_device, to_device
-from ppl_tvae.training import data_of, renderer, trainer_of
+from ppl_tvae.training import batched, data_of, renderer, trainer_of
 from tests.small_runs import small_training
 
 BATCH, STEPS, SEED = 4, 12, 3
@@ -80,6 +80,22 @@ def test_on_a_cpu_training_is_the_plain_loop_bit_for_bit(name, case):
         for key, value in parameters.items():
             np.testing.assert_array_equal(ours.state()[f"parameter.{key}"], value)
         assert ours.execution == ""
+
+
+def test_the_held_out_loss_is_the_mean_of_the_batches(case):
+    """Of one stream of noise, whatever was trained or evaluated before, and in batches of another size too."""
+    experiment, data = case
+    with on_device("cpu", "float32"):
+        ours = trainer(experiment, data, SCHEDULES["sgd"])
+        plans = to_device(batched(data.validation_plan(6), 3))
+        program, render, tables = assemble(experiment, "pyro"), renderer(experiment), to_device(data.tables)
+        with pyro.get_param_store().scope(ours._store), torch.no_grad(), torch.random.fork_rng():
+            torch.manual_seed(ours._evaluation_seed)
+            batches = [render(tables, type(plans)(*(field[index] for field in plans))) for index in range(2)]
+            expected = torch.stack([pyro_svi.sequence_loss(ELBO, program, frames, 0) for frames in batches]).mean()
+        assert ours.held_out_loss(batched(data.validation_plan(6), 3)) == float(expected)
+        assert ours.held_out_loss(batched(data.validation_plan(6), 2)) != float(expected)
+        assert ours.held_out_loss(batched(data.validation_plan(6), 3)) == float(expected)
 
 
 def counting(steps):
@@ -213,6 +229,9 @@ def test_replayed_steps_are_those_called_one_by_one(name, tmp_path):
         losses = by_graph.advance(plans)
         assert by_graph.execution == "replayed as a CUDA graph"
         np.testing.assert_allclose(losses, expected, rtol=1e-9)
+        held_out = batched(data.validation_plan(8), BATCH)
+        np.testing.assert_allclose(by_graph.held_out_loss(held_out), called.held_out_loss(held_out), rtol=1e-9)
+        assert by_graph.held_out_loss(held_out) == by_graph.held_out_loss(held_out)
         for key, value in called.parameters().items():
             np.testing.assert_allclose(by_graph.parameters()[key], value, rtol=1e-7, atol=1e-9, err_msg=key)
         assert len(set(losses.tolist())) == STEPS

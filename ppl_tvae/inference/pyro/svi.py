@@ -57,7 +57,7 @@ class Trainer:
         self._render, self._tables = render, to_device(tables)
         self._evaluation_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
         torch.manual_seed(seed)
-        self._plan = type(first_plan)(*(field.clone() for field in to_device(first_plan)))  # ours to write to
+        self._plan = _copied(to_device(first_plan))
         frames = render(self._tables, self._plan)
         check_program(program, frames[:2])
         with pyro.get_param_store().scope() as self._store, torch.no_grad():
@@ -69,6 +69,7 @@ class Trainer:
         self._loss, self._step_number = torch.zeros(()), torch.zeros((), dtype=torch.int64)
         self._steps_done, self._may_record = 0, may_record
         self._runner: Runner | None = None
+        self._evaluation: tuple[Any, Tensor, Runner] | None = None
 
     def advance(self, plans: Any) -> np.ndarray:
         """Train on plans (steps, batch, ...); the loss of each step, nats per frame, (steps,). One host sync."""
@@ -95,10 +96,14 @@ class Trainer:
         """
         plans = to_device(plans)
         with torch.random.fork_rng(), pyro.get_param_store().scope(self._store), torch.no_grad():
+            plan, loss, runner = self._evaluation_of(plans)
             torch.manual_seed(self._evaluation_seed)
-            batches = (self._frames(plans, index) for index in range(len(plans[0])))
-            losses = [sequence_loss(HELD_OUT, self._program, frames, 0) for frames in batches]
-        return float(torch.stack(losses).mean())
+            losses = torch.empty(len(plans[0]))
+            for index in range(len(losses)):
+                _write(plan, plans, index)
+                runner.run()
+                losses[index] = loss
+        return float(losses.mean())
 
     def parameters(self) -> Arrays:
         """Constrained values by flat name."""
@@ -145,13 +150,21 @@ class Trainer:
         """Go back to a snapshot."""
         self.restore(snapshot)
 
-    def _frames(self, plans: Any, index: int) -> Tensor:
-        return self._render(self._tables, type(plans)(*(field[index] for field in plans)))
+    def _evaluation_of(self, plans: Any) -> tuple[Any, Tensor, Runner]:
+        """The plan that is evaluated next, where its loss is found, and what evaluates it; the same at every call."""
+        shapes = [field.shape[1:] for field in plans]
+        if self._evaluation is None or shapes != [field.shape for field in self._evaluation[0]]:
+            plan, loss = _copied(type(plans)(*(field[0] for field in plans))), torch.zeros(())
+
+            def evaluate() -> None:
+                loss.copy_(sequence_loss(HELD_OUT, self._program, self._render(self._tables, plan), 0))
+
+            self._evaluation = plan, loss, runner_of(evaluate, dict, self._on_gpu and self._may_record)
+        return self._evaluation
 
     def _prepare(self, plans: Any, index: int) -> None:
         """Write what the next step reads."""
-        for own, field in zip(self._plan, plans, strict=True):
-            own.copy_(field[index])
+        _write(self._plan, plans, index)
         self._step_number.fill_(self._steps_done)
         factor = float(learning_rate_factor(self._optimization, np.asarray(self._steps_done)))
         _set_learning_rate(self._optimizer, self._optimization.learning_rate * factor)
@@ -176,6 +189,17 @@ class Trainer:
         for index, slots in self._optimizer.state_dict()["state"].items():
             parameters |= {f"{slot} {index}": value for slot, value in slots.items() if isinstance(value, Tensor)}
         return parameters
+
+
+def _copied(plan: Any) -> Any:
+    """Of its own, to be written to."""
+    return type(plan)(*(field.clone() for field in plan))
+
+
+def _write(plan: Any, plans: Any, index: int) -> None:
+    """The plan at an index of plans, in place."""
+    for own, field in zip(plan, plans, strict=True):
+        own.copy_(field[index])
 
 
 def _optimizer(optimization: Optimization, parameters: list[Tensor], on_gpu: bool) -> torch.optim.Optimizer:
