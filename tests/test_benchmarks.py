@@ -7,7 +7,7 @@ import pytest
 import torch
 from jax.tree_util import tree_map
 
-from benchmarks import plain_jax, plain_torch, torch_contenders
+from benchmarks import gpu, plain_jax, plain_torch, torch_contenders
 from benchmarks.released_step import Released
 from benchmarks.released_step import Trainer as ReleasedTrainer
 from benchmarks.rounds import interleaved, ratio
@@ -34,6 +34,7 @@ from ppl_tvae.inference.pyro import tracing as pyro_tracing
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.pyro.importance import log_weights_at
 from tests.small import FRAME, random_parameters, small_experiment, small_frames
+from tests.small_runs import small_training
 
 BATCH = 3
 
@@ -251,3 +252,21 @@ def test_contenders_take_turns():
     times = interleaved(runs, 0.0)
     assert turns[9:] == [*"abc", *"cba", *"abc"]  # the first nine are the warm-up
     assert {name: len(rounds) for name, rounds in times.items()} == dict.fromkeys("abc", 3)
+
+
+def test_projection_of_the_papers_run():
+    """Two seconds to begin and a millisecond a step: 602 seconds."""
+    sentence = gpu.projection("pyro", (1_000, 3.0), (11_000, 13.0))
+    assert sentence.startswith(
+        "pyro: 600,000 steps of 8 sequences would take 10.0 minutes: 2.0 s to begin, 1.000 ms a step"
+    )
+
+
+def test_what_the_projection_times(tmp_path, monkeypatch):
+    """Whole trainings, one longer than the other by the number of steps that is asked for."""
+    monkeypatch.setattr(gpu, "paper_experiment", lambda backend: small_training(tmp_path, backend))
+    trained, train = [], gpu.train
+    monkeypatch.setattr(gpu, "train", lambda *arguments: trained.append(train(*arguments)))
+    found = gpu.timed_trainings("pyro", "cpu", 30)
+    assert [steps for steps, _ in found] == [run.experiment.steps for run in trained] == [3, 33]
+    assert all(seconds > 0 for _, seconds in found)
