@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from ppl_tvae.models.initial import shared_draws
 from ppl_tvae.runs import Checkpoint, Run, check_new, create_run, open_run
 
 # What may be another when a run goes on: how far, and where it computes and finds its data.
-CHANGEABLE = ("steps", "device", "data_dir")
+CHANGEABLE = ("steps", "device", "devices", "data_dir")
 
 
 def train(experiment: Experiment, out: Path | str, *, quiet: bool = False) -> Run:
@@ -52,14 +53,18 @@ def resume(
     *,
     steps: int | None = None,
     device: str | None = None,
+    devices: int | None = None,
     data_dir: str | None = None,
     quiet: bool = False,
 ) -> Run:
     """Go on with a run from its last checkpoint, to its number of steps or another one. Raises as `train`.
 
-    device, data_dir: where these are others now; all else is the run's. On another device the last digits differ.
+    device, devices, data_dir: where these are others now; all else is the run's. On other devices the last digits
+    differ.
     """
-    own, given = open_run(Path(path)), {"steps": steps, "device": device, "data_dir": data_dir}
+    own, given = open_run(Path(path)), {
+        "steps": steps, "device": device, "devices": devices, "data_dir": data_dir,
+    }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
     checkpoint = own.checkpoint()
     experiment = experiment_from(own.experiment.to_mapping() | changes).resolved()
@@ -119,13 +124,12 @@ def batched(plan: Plan, batch_size: int) -> Plan:
 @contextmanager
 def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Any]:
     """The backend's trainer of a resolved experiment, at its initial parameters, while its device is the default."""
-    backend = import_module(f"ppl_tvae.inference.{experiment.backend}.svi")
     device = import_module(f"ppl_tvae.inference.{experiment.backend}.device")
     with device.on_device(experiment.device, experiment.precision), shared_draws(experiment.seed):
         program = assemble(experiment, experiment.backend)
         first_plan = Plan(*(field[0] for field in data.train_plans(experiment.seed, 0, 1, experiment.batch_size)))
         with naming_the_program(experiment):
-            trainer = backend.Trainer(
+            trainer = _trainer_class(experiment)(
                 program,
                 _objective(experiment),
                 _optimization(experiment),
@@ -135,6 +139,13 @@ def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Any]:
                 experiment.seed,
             )
         yield trainer
+
+
+def _trainer_class(experiment: Experiment) -> Callable[..., Any]:
+    if experiment.devices > 1:
+        sharding = import_module("ppl_tvae.inference.numpyro.sharding")
+        return partial(sharding.ShardedTrainer, device=experiment.device, num_devices=experiment.devices)
+    return import_module(f"ppl_tvae.inference.{experiment.backend}.svi").Trainer
 
 
 def _held_out(experiment: Experiment, data: SequenceData) -> Plan:

@@ -66,10 +66,7 @@ class Trainer:
     def advance(self, plans: Any) -> np.ndarray:
         """Train on plans (steps, batch, ...); the loss of each step, nats per frame, (steps,). One host sync."""
         num_steps = len(plans[0])
-        # A chunk of any length runs the same compiled loop, so where chunks begin cannot change a single bit.
-        capacity = 1 << max(6, (num_steps - 1).bit_length())
-        padded = type(plans)(*(np.concatenate([a, np.repeat(a[-1:], capacity - num_steps, axis=0)]) for a in plans))
-        self._state, losses = self._advance(self._state, self._tables, to_device(padded), num_steps)
+        self._state, losses = self._advance(self._state, self._tables, self._placed(padded(plans)), num_steps)
         return np.asarray(losses)[:num_steps]
 
     def held_out_loss(self, plans: Any) -> float:
@@ -77,7 +74,8 @@ class Trainer:
 
         It is the ELBO whatever objective is trained, so that runs can be compared by it.
         """
-        return float(self._evaluate(self._svi.get_params(self._state), self._tables, to_device(plans)))
+        parameters = self._svi.get_params(self._state)
+        return float(self._evaluate(self._evaluation_key, parameters, self._tables, self._placed(plans)))
 
     def parameters(self) -> Arrays:
         """Constrained values by flat name."""
@@ -102,24 +100,41 @@ class Trainer:
         """Go back to a snapshot."""
         self._state = snapshot
 
+    def _placed(self, plans: Any) -> Any:
+        """Plans (steps, batch, ...) where the compiled step wants them."""
+        return to_device(plans)
+
+    def _frames(self, tables: Any, plan: Any) -> jax.Array:
+        return self._render(tables, plan)
+
     def _steps(self, state: Any, tables: Any, plans: Any, num_steps: Any) -> tuple[Any, jax.Array]:
         def step(index: Any, carry: Any) -> Any:
             state, losses = carry
             plan = jax.tree.map(lambda field: field[index], plans)
-            state, loss = self._svi.update(state, self._render(tables, plan), step=state.optim_state[0])
+            state, loss = self._svi.update(state, self._frames(tables, plan), step=state.optim_state[0])
             return state, losses.at[index].set(loss)
 
         losses = jnp.zeros(plans[0].shape[0])
         return jax.lax.fori_loop(0, num_steps, step, (state, losses))
 
-    def _mean_loss(self, parameters: Any, tables: Any, plans: Any) -> jax.Array:
+    def _mean_loss(self, evaluation_key: Any, parameters: Any, tables: Any, plans: Any) -> jax.Array:
         def loss(batch: Any) -> jax.Array:
             key, plan = batch
             program = (self._svi.model, self._svi.guide)
-            return SequenceBound(HELD_OUT).loss(key, parameters, *program, self._render(tables, plan), step=0)
+            return SequenceBound(HELD_OUT).loss(key, parameters, *program, self._frames(tables, plan), step=0)
 
-        keys = jax.random.split(self._evaluation_key, plans[0].shape[0])
+        keys = jax.random.split(evaluation_key, plans[0].shape[0])
         return jnp.mean(jax.lax.map(loss, (keys, plans)))
+
+
+def padded(plans: Any) -> Any:
+    """Plans (steps, batch, ...) with their last step repeated, up to a length that many chunks share.
+
+    A chunk of any length runs the same compiled loop, so where chunks begin cannot change a single bit.
+    """
+    num_steps = len(plans[0])
+    capacity = 1 << max(6, (num_steps - 1).bit_length())
+    return type(plans)(*(np.concatenate([a, np.repeat(a[-1:], capacity - num_steps, axis=0)]) for a in plans))
 
 
 def flat_parameters(parameters: Mapping[str, Any]) -> Arrays:
