@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ppl_tvae.data import Plan, SequenceData, open_data, render
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization
-from ppl_tvae.loop import Diverged, Loop
+from ppl_tvae.loop import Diverged, Loop, run_together
 from ppl_tvae.models.initial import shared_draws
 from ppl_tvae.runs import Checkpoint, Run, check_new, create_run, open_run
 
@@ -46,6 +47,30 @@ def train(experiment: Experiment, out: Path | str, *, quiet: bool = False) -> Ru
         loop.begin(elbo)
         loop.run_to_end()
     return loop.run
+
+
+def train_seeds(experiment: Experiment, num_seeds: int, out: Path | str, *, quiet: bool = False) -> list[Run]:
+    """Train an experiment from its own seed and the num_seeds - 1 after it, seed N into the run directory OUT-seedN.
+
+    NumPyro trains all in one compiled program, Pyro one after another. Each run is an ordinary one: it ends where it
+    would have ended alone, up to rounding in NumPyro, and can be resumed alone. Raises as `train`; where a seed
+    diverges, Diverged is raised once the others are done.
+    """
+    if num_seeds < 1:
+        raise UserError(f"expected at least 1 seed, found {num_seeds}")
+    seeded = [replace(experiment, seed=experiment.seed + index) for index in range(num_seeds)]
+    paths = [Path(f"{out}-seed{each.seed}") for each in seeded]
+    for each, path in zip(seeded, paths, strict=True):
+        each.resolved()
+        check_new(path)
+    if experiment.backend == "pyro":
+        return _one_after_another(seeded, paths, quiet)
+    if experiment.devices > 1:
+        raise UserError(
+            f"expected one device with several seeds, which one program trains, found {experiment.devices}; leave out "
+            f"--devices, or train the seeds one by one"
+        )
+    return _all_at_once(seeded, paths, quiet)
 
 
 def resume(
@@ -127,7 +152,6 @@ def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Any]:
     device = import_module(f"ppl_tvae.inference.{experiment.backend}.device")
     with device.on_device(experiment.device, experiment.precision), shared_draws(experiment.seed):
         program = assemble(experiment, experiment.backend)
-        first_plan = Plan(*(field[0] for field in data.train_plans(experiment.seed, 0, 1, experiment.batch_size)))
         with naming_the_program(experiment):
             trainer = _trainer_class(experiment)(
                 program,
@@ -135,7 +159,7 @@ def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Any]:
                 _optimization(experiment),
                 renderer(experiment),
                 data.tables,
-                first_plan,
+                _first_plan(experiment, data),
                 experiment.seed,
             )
         yield trainer
@@ -146,6 +170,46 @@ def _trainer_class(experiment: Experiment) -> Callable[..., Any]:
         sharding = import_module("ppl_tvae.inference.numpyro.sharding")
         return partial(sharding.ShardedTrainer, device=experiment.device, num_devices=experiment.devices)
     return import_module(f"ppl_tvae.inference.{experiment.backend}.svi").Trainer
+
+
+def _one_after_another(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: bool) -> list[Run]:
+    runs, diverged = [], []
+    for experiment, path in zip(seeded, paths, strict=True):
+        try:
+            runs.append(train(experiment, path, quiet=quiet))
+        except Diverged as error:
+            diverged.append(str(error))
+    if diverged:
+        raise Diverged("; ".join(diverged))
+    return runs
+
+
+def _all_at_once(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: bool) -> list[Run]:
+    data = data_of(seeded[0])
+    resolved = [
+        replace(each, num_timesteps=data.num_timesteps, transforms=data.transforms).resolved() for each in seeded
+    ]
+    with trainer_of(resolved[0], data) as first:
+        trainers = [first, *(_reseeded(first, each, data) for each in resolved[1:])]
+        held_out, optimization = _held_out(resolved[0], data), _optimization(resolved[0])
+        elbos = [_first_elbo(*each) for each in zip(resolved, repeat(held_out), trainers)]
+        loops = [
+            Loop(create_run(path, each), data, held_out, trainer, optimization, quiet or each is not resolved[0])
+            for path, each, trainer in zip(paths, resolved, trainers, strict=True)
+        ]
+        for loop, elbo in zip(loops, elbos, strict=True):
+            loop.begin(elbo)
+        run_together(loops, import_module("ppl_tvae.inference.numpyro.svi").advance_together)
+    return [loop.run for loop in loops]
+
+
+def _reseeded(trainer: Any, experiment: Experiment, data: SequenceData) -> Any:
+    with shared_draws(experiment.seed):
+        return trainer.reseeded(_first_plan(experiment, data), experiment.seed)
+
+
+def _first_plan(experiment: Experiment, data: SequenceData) -> Plan:
+    return Plan(*(field[0] for field in data.train_plans(experiment.seed, 0, 1, experiment.batch_size)))
 
 
 def _held_out(experiment: Experiment, data: SequenceData) -> Plan:

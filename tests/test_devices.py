@@ -1,4 +1,4 @@
-"""One batch on two devices: the parameters of one device, up to rounding. Processes of their own, with two devices each."""
+"""One batch on two devices: the parameters of one device, up to rounding. In processes that have two devices."""
 
 import os
 import subprocess
@@ -52,7 +52,7 @@ for devices in (1, 2):
         type(trainer)._frames = watched
         start = trainer.parameters()
         losses = trainer.advance(data.train_plans(experiment.seed, 0, 20, experiment.batch_size))
-        held_out = trainer.held_out_loss(data.train_plans(7, 0, 2, 4)), trainer.held_out_loss(data.train_plans(7, 0, 2, 3))
+        held_out = [trainer.held_out_loss(data.train_plans(7, 0, 2, size)) for size in (4, 3)]
         type(trainer)._frames = frames_of
         found[devices] = losses, held_out, start, trainer.parameters()
         placed = [leaf.sharding for leaf in jax.tree.leaves(trainer._state)]

@@ -22,7 +22,7 @@ from ppl_tvae.program import Program
 
 
 class ShardedTrainer(Trainer):
-    """A trainer whose batches are split over the first `num_devices` devices. Raises UserError where there are fewer."""
+    """A trainer whose batches are split over the first `num_devices` devices. Raises UserError if there are fewer."""
 
     def __init__(
         self,
@@ -46,7 +46,8 @@ class ShardedTrainer(Trainer):
         self._advance = jax.jit(self._steps, out_shardings=self._everywhere)
 
     def _placed(self, plans: Any) -> Any:
-        divides = plans[0].shape[1] % self._mesh.size == 0  # false of few held-out sequences: each device takes them all
+        # Held-out sequences may be fewer than a batch; where they do not divide, every device takes them all.
+        divides = plans[0].shape[1] % self._mesh.size == 0
         return jax.device_put(plans, NamedSharding(self._mesh, P(None, "batch")) if divides else self._everywhere)
 
     def _frames(self, tables: Any, plan: Any) -> jax.Array:

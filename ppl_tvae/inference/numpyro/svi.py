@@ -3,7 +3,8 @@
 Batches come in as small plans and are rendered to frames inside the compiled step, so no data crosses from the host.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import jax
@@ -56,12 +57,18 @@ class Trainer:
         """render(tables, plan) -> frames, traced into the compiled step; first_plan fixes the shapes of a batch."""
         self._render, self._tables = render, to_device(tables)
         self._svi = SVI(program.model, program.guide, _optimizer(optimization), SequenceBound(objective))
-        key_init, self._evaluation_key = jax.random.split(jax.random.key(seed))
         frames = render(self._tables, to_device(first_plan))
         check_program(program, frames[:2])
-        self._state = self._svi.init(key_init, frames)
+        self._begin(frames, seed)
         self._advance = jax.jit(self._steps)
+        self._advance_all = jax.jit(jax.vmap(self._steps, in_axes=(0, None, 0, None)))
         self._evaluate = jax.jit(self._mean_loss)
+
+    def reseeded(self, first_plan: Any, seed: int) -> "Trainer":
+        """A trainer of the same program that begins from another seed; what is compiled is shared."""
+        other = copy(self)
+        other._begin(self._render(self._tables, to_device(first_plan)), seed)
+        return other
 
     def advance(self, plans: Any) -> np.ndarray:
         """Train on plans (steps, batch, ...); the loss of each step, nats per frame, (steps,). One host sync."""
@@ -100,6 +107,10 @@ class Trainer:
         """Go back to a snapshot."""
         self._state = snapshot
 
+    def _begin(self, frames: jax.Array, seed: int) -> None:
+        key_init, self._evaluation_key = jax.random.split(jax.random.key(seed))
+        self._state = self._svi.init(key_init, frames)
+
     def _placed(self, plans: Any) -> Any:
         """Plans (steps, batch, ...) where the compiled step wants them."""
         return to_device(plans)
@@ -125,6 +136,20 @@ class Trainer:
 
         keys = jax.random.split(evaluation_key, plans[0].shape[0])
         return jnp.mean(jax.lax.map(loss, (keys, plans)))
+
+
+def advance_together(trainers: Sequence[Trainer], plans: Sequence[Any]) -> np.ndarray:
+    """Train several seeds of one program at once, each on its own plans (steps, batch, ...): losses (seeds, steps).
+
+    The trainers come from `reseeded`. One compiled program takes them all through each step, over the stacked states.
+    """
+    first, num_steps = trainers[0], len(plans[0][0])
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trainer._state for trainer in trainers))
+    stacked = jax.tree.map(lambda *fields: np.stack(fields), *map(padded, plans))
+    states, losses = first._advance_all(states, first._tables, to_device(stacked), num_steps)
+    for index, trainer in enumerate(trainers):
+        trainer._state = jax.tree.map(lambda leaf, index=index: leaf[index], states)
+    return np.asarray(losses)[:, :num_steps]
 
 
 def padded(plans: Any) -> Any:
