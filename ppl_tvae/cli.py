@@ -51,18 +51,22 @@ def _told(what: Exception | str, code: int) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from ppl_tvae import training
+
+    if training.is_follower():
+        training.follow()
+        return
     given = _given_settings(options)
     if options.resume:
         if options.seeds is not None:
             raise UserError("expected one run with --resume, found --seeds; resume each of the runs by itself")
         _show_training(options, [_resumed(options, given)])
         return
-    from ppl_tvae.training import train, train_seeds
-
     experiment = replace(read_toml(options.config) if options.config else Experiment(), **given)
     out = options.out or Path("runs") / f"{Path(experiment.model).stem}-{experiment.backend}"
     several = options.seeds is not None
-    _show_training(options, train_seeds(experiment, options.seeds, out) if several else [train(experiment, out)])
+    runs = training.train_seeds(experiment, options.seeds, out) if several else [training.train(experiment, out)]
+    _show_training(options, runs)
 
 
 def _show_training(options: argparse.Namespace, runs: Sequence["Run"]) -> None:
@@ -341,3 +345,7 @@ _COMMANDS = {
     "data": _data,
     "models": _models,
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,6 +5,8 @@ nothing, so a run that was killed and resumed ends with the parameters of one th
 """
 
 import math
+import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -63,6 +65,8 @@ def train_seeds(experiment: Experiment, num_seeds: int, out: Path | str, *, quie
     for each, path in zip(seeded, paths, strict=True):
         each.resolved()
         check_new(path)
+    if _num_processes() > 1:
+        raise UserError("expected one seed in a run that torchrun started, found several; train them one by one")
     if experiment.backend == "pyro":
         return _one_after_another(seeded, paths, quiet)
     if experiment.devices > 1:
@@ -150,26 +154,83 @@ def batched(plan: Plan, batch_size: int) -> Plan:
 def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Any]:
     """The backend's trainer of a resolved experiment, at its initial parameters, while its device is the default."""
     device = import_module(f"ppl_tvae.inference.{experiment.backend}.device")
-    with device.on_device(experiment.device, experiment.precision), shared_draws(experiment.seed):
-        program = assemble(experiment, experiment.backend)
-        with naming_the_program(experiment):
-            trainer = _trainer_class(experiment)(
-                program,
-                _objective(experiment),
-                _optimization(experiment),
-                renderer(experiment),
-                data.tables,
-                _first_plan(experiment, data),
-                experiment.seed,
-            )
-        yield trainer
+    with (
+        device.on_device(experiment.device, experiment.precision),
+        shared_draws(experiment.seed),
+        _trainer_class(experiment) as trainer_class,
+    ):
+        yield _trainer(trainer_class, experiment, data)
 
 
-def _trainer_class(experiment: Experiment) -> Callable[..., Any]:
-    if experiment.devices > 1:
+def _trainer(trainer_class: Callable[..., Any], experiment: Experiment, data: SequenceData) -> Any:
+    program = assemble(experiment, experiment.backend)
+    with naming_the_program(experiment):
+        return trainer_class(
+            program,
+            _objective(experiment),
+            _optimization(experiment),
+            renderer(experiment),
+            data.tables,
+            _first_plan(experiment, data),
+            experiment.seed,
+        )
+
+
+def is_follower() -> bool:
+    """Whether torchrun started this process beside another, rank 0, which has the run."""
+    return _num_processes() > 1 and int(os.environ["RANK"]) > 0
+
+
+def follow() -> None:
+    """Take part in the training of rank 0, in every other process that torchrun started. Writes nothing.
+
+    Ends when `train` or `resume` of rank 0 ends. Raises UserError as they do.
+    """
+    # torchrun hands Ctrl-C to all processes: rank 0 then saves its state, for which the others are needed.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    backend, device = (import_module(f"ppl_tvae.inference.pyro.{name}") for name in ("distributed", "device"))
+    with backend.joined() as ranks:
+        experiment = experiment_from(ranks.hear()).resolved()
+        data = data_of(experiment)
+        with device.on_device(experiment.device, experiment.precision), shared_draws(experiment.seed):
+            _trainer(partial(backend.DistributedTrainer, ranks=ranks), experiment, data).obey()
+
+
+def _num_processes() -> int:
+    """How many processes torchrun started, 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= set(os.environ) else 1
+
+
+@contextmanager
+def _trainer_class(experiment: Experiment) -> Iterator[Callable[..., Any]]:
+    """The trainer for one device, for several, or for rank 0 of several processes. Raises UserError."""
+    if _num_processes() > 1:
+        _check_processes(experiment, _num_processes())
+        distributed = import_module("ppl_tvae.inference.pyro.distributed")
+        with distributed.joined() as ranks:
+            ranks.tell(experiment.to_mapping())
+            yield partial(distributed.DistributedTrainer, ranks=ranks)
+    elif experiment.devices > 1:
         sharding = import_module("ppl_tvae.inference.numpyro.sharding")
-        return partial(sharding.ShardedTrainer, device=experiment.device, num_devices=experiment.devices)
-    return import_module(f"ppl_tvae.inference.{experiment.backend}.svi").Trainer
+        yield partial(sharding.ShardedTrainer, device=experiment.device, num_devices=experiment.devices)
+    else:
+        yield import_module(f"ppl_tvae.inference.{experiment.backend}.svi").Trainer
+
+
+def _check_processes(experiment: Experiment, num_processes: int) -> None:
+    if experiment.backend != "pyro":
+        raise UserError(
+            f"expected backend 'pyro' in a process that torchrun started, found '{experiment.backend}', where one "
+            f"process has all devices; leave out torchrun and give --devices {num_processes}"
+        )
+    if experiment.batch_size % num_processes:
+        raise UserError(
+            f"expected a batch_size that is a multiple of the {num_processes} processes, found {experiment.batch_size}"
+        )
+    if is_follower():
+        raise UserError(
+            f"expected training to begin in rank 0, found rank {os.environ['RANK']}; call training.follow() in this one"
+        )
 
 
 def _one_after_another(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: bool) -> list[Run]:

@@ -128,15 +128,20 @@ class Trainer:
         return self._render(self._tables, type(plans)(*(field[index] for field in plans)))
 
     def _step(self, frames: Tensor) -> Tensor:
-        self._optimizer.zero_grad(set_to_none=True)
-        loss = sequence_loss(self._objective, self._program, frames, torch.full((), self._steps_done))
-        loss.backward()
+        loss = self._backward(frames)
         if self._optimization.clip_norm:
             torch.nn.utils.clip_grad_norm_(self._unconstrained, self._optimization.clip_norm)
         factor = float(learning_rate_factor(self._optimization, np.asarray(self._steps_done)))
         self._optimizer.param_groups[0]["lr"] = self._optimization.learning_rate * factor
         self._optimizer.step()
         self._steps_done += 1
+        return loss
+
+    def _backward(self, frames: Tensor) -> Tensor:
+        """The loss of a batch, and its gradient with the parameters."""
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = sequence_loss(self._objective, self._program, frames, torch.full((), self._steps_done))
+        loss.backward()
         return loss.detach()
 
 
