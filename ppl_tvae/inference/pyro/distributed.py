@@ -8,10 +8,12 @@ The noise of a step follows from (seed, rank, step). So a run is a function of i
 processes, resumed or not; with another number it has other draws from the same distribution.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -70,9 +72,7 @@ class Ranks:
 @contextmanager
 def joined() -> Iterator[Ranks]:
     """Within the context this process is one of those that torchrun started; rank 0 lets the others go at its end."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    _connect()
     ranks = Ranks()
     try:
         yield ranks
@@ -80,7 +80,15 @@ def joined() -> Iterator[Ranks]:
         # Where rank 0 failed in the midst of a step nobody would hear it; then torchrun ends the others.
         if ranks.others_wait:
             ranks.tell(None)
-        dist.destroy_process_group()
+
+
+@cache
+def _connect() -> None:
+    """Once in a process, and until it ends: torch cannot leave a group and come back to it."""
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
+    atexit.register(dist.destroy_process_group)
 
 
 class DistributedTrainer(Trainer):
