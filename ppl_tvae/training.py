@@ -204,17 +204,18 @@ def _num_processes() -> int:
 @contextmanager
 def _trainer_class(experiment: Experiment) -> Iterator[Callable[..., Any]]:
     """The trainer for one device, for several, or for rank 0 of several processes. Raises UserError."""
+    modules = f"ppl_tvae.inference.{experiment.backend}"
     if _num_processes() > 1:
         _check_processes(experiment, _num_processes())
-        distributed = import_module("ppl_tvae.inference.pyro.distributed")
+        distributed = import_module(f"{modules}.distributed")
         with distributed.joined() as ranks:
             ranks.tell(experiment.to_mapping())
             yield partial(distributed.DistributedTrainer, ranks=ranks)
     elif experiment.devices > 1:
-        sharding = import_module("ppl_tvae.inference.numpyro.sharding")
-        yield partial(sharding.ShardedTrainer, device=experiment.device, num_devices=experiment.devices)
+        distributed = import_module(f"{modules}.distributed")
+        yield partial(distributed.DistributedTrainer, device=experiment.device, num_devices=experiment.devices)
     else:
-        yield import_module(f"ppl_tvae.inference.{experiment.backend}.svi").Trainer
+        yield import_module(f"{modules}.svi").Trainer
 
 
 def _check_processes(experiment: Experiment, num_processes: int) -> None:

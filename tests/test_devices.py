@@ -57,6 +57,11 @@ for devices in (1, 2):
         found[devices] = losses, held_out, start, trainer.parameters()
         placed = [leaf.sharding for leaf in jax.tree.leaves(trainer._state)]
         assert all(sharding.is_fully_replicated and len(sharding.device_set) == devices for sharding in placed)
+        # Where the run was resumed here, its next steps would be the same, bit for bit.
+        plans, state = data.train_plans(experiment.seed, 20, 5, experiment.batch_size), trainer.state()
+        straight = trainer.advance(plans)
+        trainer.restore(state)
+        np.testing.assert_array_equal(trainer.advance(plans), straight)
 (losses, held_out, start, one), (their_losses, their_held_out, _, two) = found[1], found[2]
 print(sorted(seen))
 np.testing.assert_allclose(their_losses, losses, rtol=1e-10)

@@ -1,13 +1,14 @@
 """Seeds trained together are the runs that each seed gives alone."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
 
 from ppl_tvae import cli
 from ppl_tvae.errors import UserError
-from ppl_tvae.loop import Diverged, Loop
+from ppl_tvae.loop import Diverged, Interrupted, Loop
 from ppl_tvae.runs import Run, open_run
 from ppl_tvae.training import resume, train, train_seeds
 from tests.small_runs import BACKENDS, outcome, small_arguments, small_training
@@ -62,6 +63,25 @@ def test_a_seed_that_diverges_leaves_the_others_alone(backend, tmp_path, monkeyp
     assert 7 <= stopped.checkpoint().step < 21
     assert all(np.isfinite(value).all() for value in stopped.parameters().values())
     assert other.checkpoint().step == 21
+
+
+def test_ctrl_c_keeps_the_state_of_every_seed(tmp_path, monkeypatch):
+    account = Loop._account
+
+    def interrupted(loop: Loop, losses: np.ndarray, snapshot: object, seconds: float) -> None:
+        account(loop, losses, snapshot, seconds)
+        if loop.step >= 7 and loop.run.experiment.seed == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Loop, "_account", interrupted)
+    with pytest.raises(Interrupted) as told:
+        train_seeds(small_training(tmp_path, "numpyro", steps=21), 2, tmp_path / "both", quiet=True)
+    monkeypatch.undo()
+    runs = [open_run(tmp_path / f"both-seed{seed}") for seed in (3, 4)]
+    reached = {run.checkpoint().step for run in runs}
+    assert len(reached) == 1
+    assert 7 <= reached.pop() < 21
+    assert all(f"--resume --out {run.path}" in str(told.value) for run in runs)
 
 
 def test_command_line(tmp_path, capsys):

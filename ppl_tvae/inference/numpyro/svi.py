@@ -44,6 +44,8 @@ class SequenceBound(ELBO):
 class Trainer:
     """Holds the state of a run: parameters, optimiser, random key. `advance` takes it through a chunk of steps."""
 
+    _state: Any
+
     def __init__(
         self,
         program: Program,

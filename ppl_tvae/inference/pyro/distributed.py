@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ppl_tvae.errors import UserError
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization
 from ppl_tvae.inference.pyro.svi import Trainer
@@ -85,10 +86,14 @@ def joined() -> Iterator[Ranks]:
 @cache
 def _connect() -> None:
     """Once in a process, and until it ends: torch cannot leave a group and come back to it."""
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if _local_rank() < torch.cuda.device_count():
+        torch.cuda.set_device(_local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
     atexit.register(dist.destroy_process_group)
+
+
+def _local_rank() -> int:
+    return int(os.environ["LOCAL_RANK"])
 
 
 class DistributedTrainer(Trainer):
@@ -106,7 +111,12 @@ class DistributedTrainer(Trainer):
         *,
         ranks: Ranks,
     ) -> None:
-        """The batch is a multiple of ranks.size; the rest as in `svi.Trainer`."""
+        """The batch is a multiple of ranks.size; the rest as in `svi.Trainer`. Raises UserError for want of a GPU."""
+        if torch.get_default_device().type == "cuda" and _local_rank() >= torch.cuda.device_count():
+            raise UserError(
+                f"expected a GPU for each process, found {torch.cuda.device_count()} on this host for process "
+                f"{_local_rank() + 1}; lower --nproc-per-node, or take --device cpu"
+            )
         super().__init__(program, objective, optimization, render, tables, first_plan, seed)
         self._ranks, self._seed = ranks, seed
         if ranks.rank == 0:

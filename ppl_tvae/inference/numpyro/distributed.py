@@ -5,7 +5,7 @@ step is the same function; from the layout of its arguments XLA finds that gradi
 Draws are a function of key and shape alone, whoever computes them, so that the number of devices changes rounding only.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -21,7 +21,7 @@ from ppl_tvae.inference.optimization import Optimization
 from ppl_tvae.program import Program
 
 
-class ShardedTrainer(Trainer):
+class DistributedTrainer(Trainer):
     """A trainer whose batches are split over the first `num_devices` devices. Raises UserError if there are fewer."""
 
     def __init__(
@@ -44,6 +44,11 @@ class ShardedTrainer(Trainer):
         self._state, self._tables = jax.device_put((self._state, self._tables), self._everywhere)
         # Left to itself, XLA may choose to hand back a state that is split over the devices.
         self._advance = jax.jit(self._steps, out_shardings=self._everywhere)
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """As in `svi.Trainer`."""
+        super().restore(arrays)
+        self._state = jax.device_put(self._state, self._everywhere)
 
     def _placed(self, plans: Any) -> Any:
         # Held-out sequences may be fewer than a batch; where they do not divide, every device takes them all.
