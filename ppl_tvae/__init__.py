@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ppl_tvae.runs import open_run as open_run
     from ppl_tvae.training import resume as resume
     from ppl_tvae.training import train as train
+    from ppl_tvae.training import train_seeds as train_seeds
 
 _HOMES = {
     "Experiment": "config",
@@ -51,6 +52,7 @@ _HOMES = {
     "open_run": "runs",
     "resume": "training",
     "train": "training",
+    "train_seeds": "training",
 }
 __all__ = list(_HOMES)
 

@@ -30,6 +30,9 @@ def command_parser() -> argparse.ArgumentParser:
         _add_setting(train, setting)
     train.add_argument("--out", type=Path, metavar="RUN", help="the run directory (runs/MODEL-BACKEND)")
     train.add_argument("--config", type=Path, metavar="FILE.toml", help="start from these settings")
+    train.add_argument(
+        "--seeds", type=int, metavar="N", help="this seed and the N - 1 after it, each its own RUN-seedN"
+    )
     train.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
 
     new = _command(commands, "new", "write a named model as a program file of your own, to edit")

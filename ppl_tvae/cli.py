@@ -51,15 +51,32 @@ def _told(what: Exception | str, code: int) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
+    from ppl_tvae import training
+
+    if training.is_follower():
+        training.follow()
+        return
     given = _given_settings(options)
     if options.resume:
-        run = _resumed(options, given)
-    else:
-        from ppl_tvae.training import train
+        if options.seeds is not None:
+            raise UserError("expected one run with --resume, found --seeds; resume each of the runs by itself")
+        _show_training(options, [_resumed(options, given)])
+        return
+    experiment = replace(read_toml(options.config) if options.config else Experiment(), **given)
+    out = options.out or Path("runs") / f"{Path(experiment.model).stem}-{experiment.backend}"
+    several = options.seeds is not None
+    runs = training.train_seeds(experiment, options.seeds, out) if several else [training.train(experiment, out)]
+    _show_training(options, runs)
 
-        experiment = replace(read_toml(options.config) if options.config else Experiment(), **given)
-        out = options.out or Path("runs") / f"{Path(experiment.model).stem}-{experiment.backend}"
-        run = train(experiment, out)
+
+def _show_training(options: argparse.Namespace, runs: Sequence["Run"]) -> None:
+    shown = [_outcome(run) for run in runs]
+    values = [values for values, _ in shown]
+    _show(options, values[0] if options.seeds is None else {"runs": values}, "\n".join(text for _, text in shown))
+
+
+def _outcome(run: "Run") -> tuple[dict[str, Any], str]:
+    """What a run came to, as values and as a sentence."""
     measured = [row for row in run.metrics() if "elbo_per_frame" in row]
     first, best = measured[0], max(measured, key=lambda row: row["elbo_per_frame"])
     values = {
@@ -69,11 +86,9 @@ def _train(options: argparse.Namespace) -> None:
         "best_step": int(best["step"]),
         "likelihood": run.experiment.likelihood,
     }
-    _show(
-        options,
-        values,
+    return values, (
         f"{run.path}: held-out ELBO {first['elbo_per_frame']:.1f} before training, {best['elbo_per_frame']:.1f} "
-        f"at step {best['step']:.0f} (nats per frame, up is better, likelihood {run.experiment.likelihood})",
+        f"at step {best['step']:.0f} (nats per frame, up is better, likelihood {run.experiment.likelihood})"
     )
 
 
@@ -379,3 +394,7 @@ _COMMANDS = {
     "data": _data,
     "models": _models,
 }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

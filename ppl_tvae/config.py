@@ -84,6 +84,7 @@ class Experiment:
 
     seed: int = _setting(0, "seed of parameters, batches and noise")
     device: str = _setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
+    devices: int = _setting(1, "devices that share each batch, a whole number of sequences each (NumPyro)")
     precision: str = _setting("float32", "float32 or float64", choices=("float32", "float64"), flag="float")
     matmul: str = _setting(
         "tf32",
@@ -208,6 +209,7 @@ _AT_LEAST = {
     "num_timesteps": 1, "num_capsules": 1, "capsule_dim": 1, "temporal_window": 1, "spatial_width": 1, "steps": 1,
     "batch_size": 1, "warmup_steps": 0, "log_every": 1, "evaluate_every": 1, "validation_sequences": 1, "patience": 0,
     "momentum": 0, "adam_epsilon": 0, "clip_norm": 0, "epsilon": 0, "num_particles": 1, "kl_warmup_steps": 0,
+    "devices": 1,
 }  # fmt: skip
 
 
@@ -293,6 +295,7 @@ def _check_fit(given: Experiment, resolved: Experiment) -> None:
         raise UserError(f"expected adam_epsilon only with optimizer 'adam', found it with '{given.optimizer}'")
     _check_swaps(resolved)
     _check_objective(resolved)
+    _check_devices(resolved)
     if resolved.warmup_steps >= resolved.steps:
         raise UserError(f"expected fewer warmup_steps than the {resolved.steps} steps, found {resolved.warmup_steps}")
 
@@ -320,3 +323,15 @@ def _check_objective(resolved: Experiment) -> None:
         )
     if resolved.kl_warmup_steps >= steps:
         raise UserError(f"expected fewer kl_warmup_steps than the {steps} steps, found {resolved.kl_warmup_steps}")
+
+
+def _check_devices(resolved: Experiment) -> None:
+    if resolved.devices > 1 and resolved.backend == "pyro":
+        raise UserError(
+            f"expected one device with backend 'pyro', where each device has a process of its own, found "
+            f"{resolved.devices}; start them with torchrun --nproc-per-node {resolved.devices} -m ppl_tvae.cli train"
+        )
+    if resolved.batch_size % resolved.devices:
+        raise UserError(
+            f"expected a batch_size that is a multiple of the {resolved.devices} devices, found {resolved.batch_size}"
+        )

@@ -5,8 +5,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -69,7 +69,7 @@ class Loop:
                 self._tell_execution()
                 if self.stop and not self._finished():
                     self._save()
-                    raise Interrupted(f"stopped at step {self.step}; go on with --resume --out {self.run.path}")
+                    raise Interrupted(_stopped(self))
 
     def _tell_execution(self) -> None:
         """Once, after the first chunk: only then is it known whether a GPU can take a program's steps as a graph."""
@@ -81,19 +81,25 @@ class Loop:
         return self.step >= self.run.experiment.steps or 0 < self.run.experiment.patience <= self.stale
 
     def _chunk(self) -> None:
-        experiment, started = self.run.experiment, time.perf_counter()
-        num_steps = self._chunk_length()
-        snapshot = self.trainer.snapshot()
-        losses = self.trainer.advance(
-            self.data.train_plans(experiment.seed, self.step, num_steps, experiment.batch_size)
-        )
+        started = time.perf_counter()
+        plans, snapshot = self._plans(self._chunk_length()), self.trainer.snapshot()
+        losses = self.trainer.advance(plans)
+        self._account(losses, snapshot, time.perf_counter() - started)
+
+    def _plans(self, num_steps: int) -> Plan:
+        experiment = self.run.experiment
+        return self.data.train_plans(experiment.seed, self.step, num_steps, experiment.batch_size)
+
+    def _account(self, losses: np.ndarray, snapshot: Any, seconds: float) -> None:
+        """Take note of the steps that the trainer has done since `snapshot`."""
+        experiment, num_steps = self.run.experiment, len(losses)
         if not np.isfinite(losses).all():
             bad = int(np.argmin(np.isfinite(losses)))
             self.trainer.rewind(snapshot)
             self._give_up(f"the loss at step {self.step + bad + 1} is {losses[bad]}")
         self.step += num_steps
         self.pending += losses.tolist()
-        self.seconds_pending += time.perf_counter() - started
+        self.seconds_pending += seconds
         self.bar.update(num_steps)
         if self.step % experiment.evaluate_every == 0 or self.step == experiment.steps:
             self._log(self._evaluate())
@@ -184,3 +190,45 @@ class Loop:
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
+
+
+def run_together(loops: Sequence[Loop], advance: Callable[[Sequence[Any], Sequence[Plan]], np.ndarray]) -> None:
+    """Train runs that differ in their seed in lock-step: advance(trainers, plans) -> losses (runs, steps).
+
+    A run that diverges or loses its patience ends there, and the others go on. Ctrl-C ends all of them. Raises Diverged
+    at the end, and Interrupted, with a sentence for each run concerned.
+    """
+    diverged: list[str] = []
+    with ExitStack() as context:
+        for loop in loops:
+            context.enter_context(loop.bar)
+        context.enter_context(loops[0]._interruptible())
+        going = list(loops)
+        while going := [loop for loop in going if not loop._finished()]:
+            if loops[0].stop:
+                for loop in going:
+                    loop._save()
+                raise Interrupted("; ".join([*map(_stopped, going), *diverged]))
+            going = _chunk_together(going, advance, diverged)
+    if diverged:
+        raise Diverged("; ".join(diverged))
+
+
+def _chunk_together(loops: Sequence[Loop], advance: Callable[..., np.ndarray], diverged: list[str]) -> list[Loop]:
+    """The runs that have not diverged in a chunk of steps of all; what the others say is added to `diverged`."""
+    started = time.perf_counter()
+    num_steps = min(loop._chunk_length() for loop in loops)
+    plans, snapshots = [loop._plans(num_steps) for loop in loops], [loop.trainer.snapshot() for loop in loops]
+    losses = advance([loop.trainer for loop in loops], plans)
+    seconds, going = time.perf_counter() - started, []
+    for loop, own_losses, snapshot in zip(loops, losses, snapshots, strict=True):
+        try:
+            loop._account(own_losses, snapshot, seconds)
+            going.append(loop)
+        except Diverged as error:
+            diverged.append(str(error))
+    return going
+
+
+def _stopped(loop: Loop) -> str:
+    return f"stopped at step {loop.step}; go on with --resume --out {loop.run.path}"

@@ -5,11 +5,15 @@ nothing, so a run that was killed and resumed ends with the parameters of one th
 """
 
 import math
+import os
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +26,12 @@ from ppl_tvae.data import Plan, SequenceData, open_data, render
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization
-from ppl_tvae.loop import Diverged, Loop
+from ppl_tvae.loop import Diverged, Loop, run_together
 from ppl_tvae.models.initial import shared_draws
 from ppl_tvae.runs import Checkpoint, Run, check_new, create_run, open_run
 
 # What may be another when a run goes on: how far, and where it computes and finds its data.
-CHANGEABLE = ("steps", "device", "data_dir")
+CHANGEABLE = ("steps", "device", "devices", "data_dir")
 
 
 def train(experiment: Experiment, out: Path | str, *, quiet: bool = False) -> Run:
@@ -47,19 +51,49 @@ def train(experiment: Experiment, out: Path | str, *, quiet: bool = False) -> Ru
     return loop.run
 
 
+def train_seeds(experiment: Experiment, num_seeds: int, out: Path | str, *, quiet: bool = False) -> list[Run]:
+    """Train an experiment from its own seed and the num_seeds - 1 after it, seed N into the run directory OUT-seedN.
+
+    NumPyro trains all in one compiled program, Pyro one after another. Each run is an ordinary one: it ends where it
+    would have ended alone, up to rounding in NumPyro, and can be resumed alone. Raises as `train`; where a seed
+    diverges, Diverged is raised once the others are done.
+    """
+    if num_seeds < 1:
+        raise UserError(f"expected at least 1 seed, found {num_seeds}")
+    seeded = [replace(experiment, seed=experiment.seed + index) for index in range(num_seeds)]
+    paths = [Path(f"{out}-seed{each.seed}") for each in seeded]
+    for each, path in zip(seeded, paths, strict=True):
+        each.resolved()
+        check_new(path)
+    if _num_processes() > 1:
+        raise UserError("expected one seed in a run that torchrun started, found several; train them one by one")
+    if experiment.backend == "pyro":
+        return _one_after_another(seeded, paths, quiet)
+    if experiment.devices > 1:
+        raise UserError(
+            f"expected one device with several seeds, which one program trains, found {experiment.devices}; leave out "
+            f"--devices, or train the seeds one by one"
+        )
+    return _all_at_once(seeded, paths, quiet)
+
+
 def resume(
     path: Path | str,
     *,
     steps: int | None = None,
     device: str | None = None,
+    devices: int | None = None,
     data_dir: str | None = None,
     quiet: bool = False,
 ) -> Run:
     """Go on with a run from its last checkpoint, to its number of steps or another one. Raises as `train`.
 
-    device, data_dir: where these are others now; all else is the run's. On another device the last digits differ.
+    device, devices, data_dir: where these are others now; all else is the run's. On other devices the last digits
+    differ.
     """
-    own, given = open_run(Path(path)), {"steps": steps, "device": device, "data_dir": data_dir}
+    own, given = open_run(Path(path)), {
+        "steps": steps, "device": device, "devices": devices, "data_dir": data_dir,
+    }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
     checkpoint = own.checkpoint()
     experiment = experiment_from(own.experiment.to_mapping() | changes).resolved()
@@ -119,23 +153,126 @@ def batched(plan: Plan, batch_size: int) -> Plan:
 @contextmanager
 def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Any]:
     """The backend's trainer of a resolved experiment, at its initial parameters, while its device is the default."""
-    backend = import_module(f"ppl_tvae.inference.{experiment.backend}.svi")
     device = import_module(f"ppl_tvae.inference.{experiment.backend}.device")
-    place = device.on_device(experiment.device, experiment.precision, experiment.matmul)
-    with place, shared_draws(experiment.seed):
-        program = assemble(experiment, experiment.backend)
-        first_plan = Plan(*(field[0] for field in data.train_plans(experiment.seed, 0, 1, experiment.batch_size)))
-        with naming_the_program(experiment):
-            trainer = backend.Trainer(
-                program,
-                _objective(experiment),
-                _optimization(experiment),
-                renderer(experiment),
-                data.tables,
-                first_plan,
-                experiment.seed,
-            )
-        yield trainer
+    with (
+        device.on_device(experiment.device, experiment.precision, experiment.matmul),
+        shared_draws(experiment.seed),
+        _trainer_class(experiment) as trainer_class,
+    ):
+        yield _trainer(trainer_class, experiment, data)
+
+
+def _trainer(trainer_class: Callable[..., Any], experiment: Experiment, data: SequenceData) -> Any:
+    program = assemble(experiment, experiment.backend)
+    with naming_the_program(experiment):
+        return trainer_class(
+            program,
+            _objective(experiment),
+            _optimization(experiment),
+            renderer(experiment),
+            data.tables,
+            _first_plan(experiment, data),
+            experiment.seed,
+        )
+
+
+def is_follower() -> bool:
+    """Whether torchrun started this process beside another, rank 0, which has the run."""
+    return _num_processes() > 1 and int(os.environ["RANK"]) > 0
+
+
+def follow() -> None:
+    """Take part in the training of rank 0, in every other process that torchrun started. Writes nothing.
+
+    Ends when `train` or `resume` of rank 0 ends. Raises UserError as they do.
+    """
+    # torchrun hands Ctrl-C to all processes: rank 0 then saves its state, for which the others are needed.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    backend, device = (import_module(f"ppl_tvae.inference.pyro.{name}") for name in ("distributed", "device"))
+    with backend.joined() as ranks:
+        experiment = experiment_from(ranks.hear()).resolved()
+        data = data_of(experiment)
+        place = device.on_device(experiment.device, experiment.precision, experiment.matmul)
+        with place, shared_draws(experiment.seed):
+            _trainer(partial(backend.DistributedTrainer, ranks=ranks), experiment, data).obey()
+
+
+def _num_processes() -> int:
+    """How many processes torchrun started, 1 without it."""
+    return int(os.environ["WORLD_SIZE"]) if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= set(os.environ) else 1
+
+
+@contextmanager
+def _trainer_class(experiment: Experiment) -> Iterator[Callable[..., Any]]:
+    """The trainer for one device, for several, or for rank 0 of several processes. Raises UserError."""
+    modules = f"ppl_tvae.inference.{experiment.backend}"
+    if _num_processes() > 1:
+        _check_processes(experiment, _num_processes())
+        distributed = import_module(f"{modules}.distributed")
+        with distributed.joined() as ranks:
+            ranks.tell(experiment.to_mapping())
+            yield partial(distributed.DistributedTrainer, ranks=ranks)
+    elif experiment.devices > 1:
+        distributed = import_module(f"{modules}.distributed")
+        yield partial(distributed.DistributedTrainer, device=experiment.device, num_devices=experiment.devices)
+    else:
+        yield import_module(f"{modules}.svi").Trainer
+
+
+def _check_processes(experiment: Experiment, num_processes: int) -> None:
+    if experiment.backend != "pyro":
+        raise UserError(
+            f"expected backend 'pyro' in a process that torchrun started, found '{experiment.backend}', where one "
+            f"process has all devices; leave out torchrun and give --devices {num_processes}"
+        )
+    if experiment.batch_size % num_processes:
+        raise UserError(
+            f"expected a batch_size that is a multiple of the {num_processes} processes, found {experiment.batch_size}"
+        )
+    if is_follower():
+        raise UserError(
+            f"expected training to begin in rank 0, found rank {os.environ['RANK']}; call training.follow() in this one"
+        )
+
+
+def _one_after_another(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: bool) -> list[Run]:
+    runs, diverged = [], []
+    for experiment, path in zip(seeded, paths, strict=True):
+        try:
+            runs.append(train(experiment, path, quiet=quiet))
+        except Diverged as error:
+            diverged.append(str(error))
+    if diverged:
+        raise Diverged("; ".join(diverged))
+    return runs
+
+
+def _all_at_once(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: bool) -> list[Run]:
+    data = data_of(seeded[0])
+    resolved = [
+        replace(each, num_timesteps=data.num_timesteps, transforms=data.transforms).resolved() for each in seeded
+    ]
+    with trainer_of(resolved[0], data) as first:
+        trainers = [first, *(_reseeded(first, each, data) for each in resolved[1:])]
+        held_out, optimization = _held_out(resolved[0], data), _optimization(resolved[0])
+        elbos = [_first_elbo(*each) for each in zip(resolved, repeat(held_out), trainers)]
+        loops = [
+            Loop(create_run(path, each), data, held_out, trainer, optimization, quiet or each is not resolved[0])
+            for path, each, trainer in zip(paths, resolved, trainers, strict=True)
+        ]
+        for loop, elbo in zip(loops, elbos, strict=True):
+            loop.begin(elbo)
+        run_together(loops, import_module("ppl_tvae.inference.numpyro.svi").advance_together)
+    return [loop.run for loop in loops]
+
+
+def _reseeded(trainer: Any, experiment: Experiment, data: SequenceData) -> Any:
+    with shared_draws(experiment.seed):
+        return trainer.reseeded(_first_plan(experiment, data), experiment.seed)
+
+
+def _first_plan(experiment: Experiment, data: SequenceData) -> Plan:
+    return Plan(*(field[0] for field in data.train_plans(experiment.seed, 0, 1, experiment.batch_size)))
 
 
 def _held_out(experiment: Experiment, data: SequenceData) -> Plan:

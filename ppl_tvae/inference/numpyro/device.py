@@ -16,14 +16,19 @@ def on_device(device: str, precision: str, matmul: str = "tf32") -> Iterator[Non
 
     matmul: "tf32" or "float32", of float32 products on a GPU.
     """
-    try:
-        place = None if device == "auto" else jax.devices("gpu" if device == "cuda" else "cpu")[0]
-    except RuntimeError:
-        raise UserError("expected a GPU for device 'cuda', found none that JAX can use; take --device cpu") from None
+    place = None if device == "auto" else devices_of(device)[0]
     on_gpu = (place or jax.devices()[0]).platform == "gpu"
     products = products_on_gpu(matmul) if on_gpu else nullcontext()
     with jax.default_device(place), jax.enable_x64(precision == "float64"), products:
         yield
+
+
+def devices_of(device: str) -> list[jax.Device]:
+    """All devices of a kind: "cpu", "cuda", or "auto", those that JAX prefers. Raises UserError if there are none."""
+    try:
+        return jax.local_devices(backend={"auto": None, "cuda": "gpu"}.get(device, device))
+    except RuntimeError:
+        raise UserError("expected a GPU for device 'cuda', found none that JAX can use; take --device cpu") from None
 
 
 def products_on_gpu(matmul: str) -> AbstractContextManager[Any]:

@@ -3,7 +3,8 @@
 Batches come in as small plans and are rendered to frames inside the compiled step, so no data crosses from the host.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import jax
@@ -43,6 +44,8 @@ class SequenceBound(ELBO):
 class Trainer:
     """Holds the state of a run: parameters, optimiser, random key. `advance` takes it through a chunk of steps."""
 
+    _state: Any
+
     def __init__(
         self,
         program: Program,
@@ -56,34 +59,38 @@ class Trainer:
         """render(tables, plan) -> frames, traced into the compiled step; first_plan fixes the shapes of a batch."""
         self._render, self._tables = render, to_device(tables)
         self._svi = SVI(program.model, program.guide, _optimizer(optimization), SequenceBound(objective))
-        key_init, self._evaluation_key = jax.random.split(jax.random.key(seed))
         frames = render(self._tables, to_device(first_plan))
         check_program(program, frames[:2])
-        self._state = self._svi.init(key_init, frames)
+        self._begin(frames, seed)
         self._advance = jax.jit(self._steps)
+        self._advance_all = jax.jit(jax.vmap(self._steps, in_axes=(0, None, 0, None)))
         self._evaluate = jax.jit(self._mean_loss)
+
+    def reseeded(self, first_plan: Any, seed: int) -> "Trainer":
+        """A trainer of the same program that begins from another seed; what is compiled is shared."""
+        other = copy(self)
+        other._begin(self._render(self._tables, to_device(first_plan)), seed)
+        return other
 
     def advance(self, plans: Any) -> np.ndarray:
         """Train on plans (steps, batch, ...); the loss of each step, nats per frame, (steps,). One host sync."""
         num_steps = len(plans[0])
-        # A chunk of any length runs the same compiled loop, so where chunks begin cannot change a single bit.
-        capacity = 1 << max(6, (num_steps - 1).bit_length())
-        padded = type(plans)(*(np.concatenate([a, np.repeat(a[-1:], capacity - num_steps, axis=0)]) for a in plans))
-        self._state, losses = self._advance(self._state, self._tables, to_device(padded), num_steps)
+        self._state, losses = self._advance(self._state, self._tables, self._placed(padded(plans)), num_steps)
         return np.asarray(losses)[:num_steps]
 
     @property
     def execution(self) -> str:
         """How steps are run on a GPU, after the words 'steps are'; empty on a CPU."""
-        on_cpu = jax.tree.leaves(self._tables)[0].device.platform == "cpu"
-        return "" if on_cpu else "compiled, a chunk of them in one call"
+        (device, *_) = jax.tree.leaves(self._tables)[0].devices()
+        return "" if device.platform == "cpu" else "compiled, a chunk of them in one call"
 
     def held_out_loss(self, plans: Any) -> float:
         """Minus the mean ELBO over plans (batches, batch, ...), nats per frame, with the same noise at every call.
 
         It is the ELBO whatever objective is trained, so that runs can be compared by it.
         """
-        return float(self._evaluate(self._svi.get_params(self._state), self._tables, to_device(plans)))
+        parameters = self._svi.get_params(self._state)
+        return float(self._evaluate(self._evaluation_key, parameters, self._tables, self._placed(plans)))
 
     def parameters(self) -> Arrays:
         """Constrained values by flat name."""
@@ -108,24 +115,59 @@ class Trainer:
         """Go back to a snapshot."""
         self._state = snapshot
 
+    def _begin(self, frames: jax.Array, seed: int) -> None:
+        key_init, self._evaluation_key = jax.random.split(jax.random.key(seed))
+        self._state = self._svi.init(key_init, frames)
+
+    def _placed(self, plans: Any) -> Any:
+        """Plans (steps, batch, ...) where the compiled step wants them."""
+        return to_device(plans)
+
+    def _frames(self, tables: Any, plan: Any) -> jax.Array:
+        return self._render(tables, plan)
+
     def _steps(self, state: Any, tables: Any, plans: Any, num_steps: Any) -> tuple[Any, jax.Array]:
         def step(index: Any, carry: Any) -> Any:
             state, losses = carry
             plan = jax.tree.map(lambda field: field[index], plans)
-            state, loss = self._svi.update(state, self._render(tables, plan), step=state.optim_state[0])
+            state, loss = self._svi.update(state, self._frames(tables, plan), step=state.optim_state[0])
             return state, losses.at[index].set(loss)
 
         losses = jnp.zeros(plans[0].shape[0])
         return jax.lax.fori_loop(0, num_steps, step, (state, losses))
 
-    def _mean_loss(self, parameters: Any, tables: Any, plans: Any) -> jax.Array:
+    def _mean_loss(self, evaluation_key: Any, parameters: Any, tables: Any, plans: Any) -> jax.Array:
         def loss(batch: Any) -> jax.Array:
             key, plan = batch
             program = (self._svi.model, self._svi.guide)
-            return SequenceBound(HELD_OUT).loss(key, parameters, *program, self._render(tables, plan), step=0)
+            return SequenceBound(HELD_OUT).loss(key, parameters, *program, self._frames(tables, plan), step=0)
 
-        keys = jax.random.split(self._evaluation_key, plans[0].shape[0])
+        keys = jax.random.split(evaluation_key, plans[0].shape[0])
         return jnp.mean(jax.lax.map(loss, (keys, plans)))
+
+
+def advance_together(trainers: Sequence[Trainer], plans: Sequence[Any]) -> np.ndarray:
+    """Train several seeds of one program at once, each on its own plans (steps, batch, ...): losses (seeds, steps).
+
+    The trainers come from `reseeded`. One compiled program takes them all through each step, over the stacked states.
+    """
+    first, num_steps = trainers[0], len(plans[0][0])
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trainer._state for trainer in trainers))
+    stacked = jax.tree.map(lambda *fields: np.stack(fields), *map(padded, plans))
+    states, losses = first._advance_all(states, first._tables, to_device(stacked), num_steps)
+    for index, trainer in enumerate(trainers):
+        trainer._state = jax.tree.map(lambda leaf, index=index: leaf[index], states)
+    return np.asarray(losses)[:, :num_steps]
+
+
+def padded(plans: Any) -> Any:
+    """Plans (steps, batch, ...) with their last step repeated, up to a length that many chunks share.
+
+    A chunk of any length runs the same compiled loop, so where chunks begin cannot change a single bit.
+    """
+    num_steps = len(plans[0])
+    capacity = 1 << max(6, (num_steps - 1).bit_length())
+    return type(plans)(*(np.concatenate([a, np.repeat(a[-1:], capacity - num_steps, axis=0)]) for a in plans))
 
 
 def flat_parameters(parameters: Mapping[str, Any]) -> Arrays:

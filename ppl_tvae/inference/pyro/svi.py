@@ -175,13 +175,17 @@ class Trainer:
         self._runner.run()
 
     def _step(self) -> None:
+        self._backward()
+        if self._optimization.clip_norm:
+            torch.nn.utils.clip_grad_norm_(self._unconstrained, self._optimization.clip_norm)
+        self._optimizer.step()
+
+    def _backward(self) -> None:
+        """The loss of the plan at hand, in its place, and its gradient with the parameters."""
         self._optimizer.zero_grad(set_to_none=True)
         frames = self._render(self._tables, self._plan)
         loss = sequence_loss(self._objective, self._program, frames, self._step_number)
         loss.backward()
-        if self._optimization.clip_norm:
-            torch.nn.utils.clip_grad_norm_(self._unconstrained, self._optimization.clip_norm)
-        self._optimizer.step()
         self._loss.copy_(loss.detach())
 
     def _changed_by_a_step(self) -> dict[str, Tensor]:
