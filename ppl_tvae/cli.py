@@ -336,6 +336,7 @@ def _reproduce(options: argparse.Namespace) -> None:
         options.name,
         budget=options.budget,
         seeds=range(options.seeds),
+        rows=options.rows,
         max_sequences=options.max_sequences,
         out=options.out,
         **_given_settings(options),

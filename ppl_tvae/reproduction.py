@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -40,6 +40,7 @@ def reproduce(
     *,
     budget: str = "short",
     seeds: Sequence[int] = (0,),
+    rows: Sequence[str] | None = None,
     max_sequences: int = 200,
     out: Path | str | None = None,
     quiet: bool = False,
@@ -47,12 +48,13 @@ def reproduce(
 ) -> Reproduced:
     """Train, evaluate and tabulate an experiment of the paper (`experiments.EXPERIMENTS`) over seeds.
 
-    budget: "paper", its own optimiser and length, or "short". max_sequences: held-out sequences in every number.
+    budget: "paper", its own optimiser and length, or "short". rows: some of the rows, by the names of their run
+    directories ("tvae-13-36", "vae"); all by default. max_sequences: held-out sequences in every number.
     out: the folder of the runs, by default runs/NAME-BUDGET. changes: settings of every run that differ from the
     experiment's, such as steps, backend, data or device; the table names them. Raises UserError, or Diverged or
     Interrupted of `loop`; called again, it goes on where it was.
     """
-    experiment = experiment_of_the_paper(name)
+    experiment = _with_rows(experiment_of_the_paper(name), rows)
     if budget not in experiment.budgets:
         raise unknown_name("budget", budget, experiment.budgets)
     if not seeds:
@@ -78,6 +80,16 @@ def reproduce(
         (folder / "table.md").write_text(as_text(reproduced, markdown=True) + "\n", encoding="utf-8")
         (folder / "table.json").write_text(json.dumps(as_json(reproduced), indent=1) + "\n", encoding="utf-8")
     return reproduced
+
+
+def _with_rows(experiment: Reproduction, chosen: Sequence[str] | None) -> Reproduction:
+    if chosen is None:
+        return experiment
+    by_name = {_slug(label): label for label in experiment.rows}
+    for name in chosen:
+        if name not in by_name:
+            raise unknown_name("row", name, by_name)
+    return replace(experiment, rows={by_name[name]: experiment.rows[by_name[name]] for name in chosen})
 
 
 def as_text(reproduced: Reproduced, markdown: bool = False) -> str:

@@ -114,6 +114,13 @@ def test_numbers_of_older_parameters_or_of_fewer_sequences_are_measured_anew(sma
     assert again.values["tvae, L = 1/2 S"] == more.values["tvae, L = 1/2 S"]
 
 
+def test_some_of_the_rows(small):
+    folder, settings = small
+    found = reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
+    assert list(found.values) == ["vae"]
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["vae-seed0"]
+
+
 def test_a_shrunk_table_says_so(small):
     folder, settings = small
     found = reproduction.reproduce("table1", out=folder, steps=3, **settings)
@@ -131,6 +138,7 @@ def test_a_shrunk_table_says_so(small):
         (["table1", "--budget", "long"], "expected the name of a budget, found 'long'; choose one of paper, short."),
         (["table1", "--seeds", "0"], "expected at least 1 seed, found 0"),
         (["table1", "--max-sequences", "0"], "expected max_sequences of at least 1, found 0"),
+        (["table1", "--rows", "nvae"], "expected the name of a row, found 'nvae'; did you mean 'vae'?"),
         (["table1", "--steps", "0"], "expected steps of at least 1, found 0"),
     ],
 )

@@ -83,9 +83,11 @@ def _on_side_stream() -> Iterator[None]:
     """As torch asks for before a recording: work of the default stream must not be in it."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:  # also after an error: what is put back next must not be overwritten by what is still running
+        torch.cuda.current_stream().wait_stream(stream)
 
 
 @contextmanager
