@@ -151,6 +151,7 @@ def test_names_after_an_option_are_in_its_catalogue(document):
 def test_options_exist(document):
     documented = ("train", "new", "check", "evaluate", "diagnose", "compare", "figures", "report", "reproduce", "data")
     known = {option for command in documented for option in _options_of(command)}
+    known |= {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--xla"}  # torchrun's and XLA's
     others = ("python -m benchmarks", "python examples/")
     lines = (line for line in document.read_text().splitlines() if not any(other in line for other in others))
     mentioned = {option for line in lines for option in re.findall(r"`?(--[a-z][a-z-]+)", line)}
