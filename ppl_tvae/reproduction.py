@@ -232,7 +232,7 @@ def _header(
 def _cell(values: Sequence[float], column: Column, reproduced: Reproduced, label: str) -> str:
     if not values:
         return "-"
-    digits = 4 if "image" in column.name else 2 if column.of == "evaluation" else 0
+    digits = 4 if "image" in column.name else 0 if "equivariance" in column.name else 2
     text = f"{mean(values):,.{digits}f}" + (f" ± {stdev(values):,.{digits}f}" if len(values) > 1 else "")
     published = reproduced.published.get(label, {}).get(column.heading)
     return f"{text} (paper {published})" if published else text

@@ -74,6 +74,8 @@ def test_a_table_of_runs_that_are_ordinary_run_directories(small):
     elbos = found.values["vae"]["elbo"]
     assert f"{np.mean(elbos):,.2f} ± {np.std(elbos, ddof=1):,.2f}" in text
     assert "(paper 13,274)" in text
+    correlations = found.values["vae"][CAPCORR.name]
+    assert f"{np.mean(correlations):.2f} ± {np.std(correlations, ddof=1):.2f}" in text
     assert "5 held-out sequences; mean ± standard deviation over 2 seeds" in text
     assert (folder / "table.md").read_text().count("\n| ") == 4  # ruled: heading, rule, two rows
     assert json.loads((folder / "table.json").read_text())["values"]["vae"]["elbo"] == elbos
