@@ -36,20 +36,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def timed_trainings(backend: str, device: str, steps: int) -> list[tuple[int, float]]:
-    """(steps, seconds) of a short training and of one that is `steps` longer, from beginning to end."""
-    found = []
-    for number in (steps // 10, steps // 10 + steps):
+    """(steps, seconds) of a short training and of one that is `steps` longer, from beginning to end.
+
+    The short one is trained twice: the first pays for what a process does once, such as loading libraries.
+    """
+    found, short = [], max(1, steps // 10)
+    for number in (short, short, short + steps):
         experiment = replace(paper_experiment(backend), device=device, steps=number)
         with TemporaryDirectory() as folder:
             started = time.perf_counter()
             train(experiment, Path(folder) / "run")
             found.append((number, time.perf_counter() - started))
-    return found
+    return found[1:]
 
 
 def projection(backend: str, short: tuple[int, float], long: tuple[int, float]) -> str:
     """A sentence: what the paper's number of steps would take, and from what this is known."""
     step = (long[1] - short[1]) / (long[0] - short[0])
+    if step <= 0:
+        return f"{backend}: no projection, {long[0]:,} steps took no longer than {short[0]:,}; raise --steps"
     start = short[1] - short[0] * step
     minutes = (start + PAPER_STEPS * step) / 60
     return (
