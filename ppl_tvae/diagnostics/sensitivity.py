@@ -5,6 +5,7 @@ p(latents)**(a - 1), or p(x | latents)**(a - 1), for a = 0.99 and 1.01; the sens
 summary's distributions (cumulative Jensen-Shannon) per unit of log2 a.
 """
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,8 @@ def power_scaling(tree: xr.DataTree) -> list[dict[str, Any]]:
 
     Each sequence's posterior is scaled alone. Draws count alike: those of a guide stand for draws of the posterior, as
     far as they can. tree: groups posterior, log_prior and log_likelihood, with dimensions chain, draw and sequence.
-    Keys: quantity, prior, likelihood, and standard errors over sequences (None of one). Empty below 25 draws.
+    Keys: quantity, prior, likelihood (None where densities do not vary enough to tell), and standard errors over
+    sequences (None of one). Empty below 25 draws.
     """
     from arviz_stats import psense
 
@@ -42,7 +44,10 @@ def power_scaling(tree: xr.DataTree) -> list[dict[str, Any]]:
         one["posterior"] = scalars.isel(sequence=index, drop=True)
         scaled = xr.DataTree.from_dict(one)
         for part in ("prior", "likelihood"):
-            for name, value in psense(scaled, group=part).data_vars.items():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # where densities hardly vary there is nothing to smooth: then nan
+                sensitivities = psense(scaled, group=part)
+            for name, value in sensitivities.data_vars.items():
                 found.setdefault(str(name), {}).setdefault(part, []).append(float(value))
     return [{"quantity": name, **_averaged(parts)} for name, parts in found.items()]
 
@@ -50,6 +55,9 @@ def power_scaling(tree: xr.DataTree) -> list[dict[str, Any]]:
 def _averaged(parts: dict[str, list[float]]) -> dict[str, float | None]:
     values: dict[str, float | None] = {}
     for part, own in parts.items():
+        if not np.isfinite(own).all():
+            values |= {part: None, f"{part}_standard_error": None}
+            continue
         values[part] = round(float(np.mean(own)), 4)
         error = np.std(own, ddof=1) / len(own) ** 0.5 if len(own) > 1 else None
         values[f"{part}_standard_error"] = None if error is None else round(float(error), 4)

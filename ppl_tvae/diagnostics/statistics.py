@@ -56,12 +56,14 @@ def colourfulness(frames: Any) -> Any:
 
 
 class Statistic(NamedTuple):
-    """function: frames -> one number per sequence. unit; meaning in words; least: S and channels that it needs."""
+    """function: frames -> one number per sequence. unit; meaning in words; least: the S, height and width, and channels
+    that it needs."""
 
     function: Callable[[Any], Any]
     unit: str
     meaning: str
     least_timesteps: int = 1
+    least_side: int = 1
     least_channels: int = 1
     of_grey_levels: bool = False  # says nothing new of frames of zeros and ones
 
@@ -71,7 +73,9 @@ STATISTICS: dict[str, Statistic] = {
     "mean_intensity": Statistic(mean_intensity, "pixel value", "mean over all pixels, channels and frames"),
     "contrast": Statistic(contrast, _SQUARE, "variance over the pixels of a frame"),
     "fraction_on": Statistic(fraction_on, "share", "pixels above one half", of_grey_levels=True),
-    "edge_energy": Statistic(edge_energy, _SQUARE, "squared difference of neighbouring pixels; high for speckle"),
+    "edge_energy": Statistic(
+        edge_energy, _SQUARE, "squared difference of neighbouring pixels; high for speckle", least_side=2
+    ),
     "frame_change": Statistic(frame_change, _SQUARE, "squared difference from the next frame", least_timesteps=2),
     "half_sequence_change": Statistic(
         half_sequence_change, _SQUARE, "squared difference of frames S // 2 apart", least_timesteps=4
@@ -83,12 +87,13 @@ STATISTICS: dict[str, Statistic] = {
 def applicable(frames: Any) -> dict[str, Statistic]:
     """The statistics that these observed frames can have, and that say more than another one does."""
     xp = array_namespace(frames)
-    num_timesteps, channels = frames.shape[-4], frames.shape[-1]
+    num_timesteps, *sides, channels = frames.shape[-4:]
     binary = bool(xp.all((frames == 0) | (frames == 1)))
     return {
         name: each
         for name, each in STATISTICS.items()
         if num_timesteps >= each.least_timesteps
+        and min(sides) >= each.least_side
         and channels >= each.least_channels
         and not (binary and each.of_grey_levels)
     }

@@ -59,3 +59,12 @@ def test_summaries_are_what_they_are_called():
 
 def test_too_few_draws_say_nothing():
     assert power_scaling(conjugate([1.0], [2.0], num_draws=10)) == []
+
+
+def test_densities_that_hardly_vary_are_no_error():
+    """As of a handful of latents, of draws that are all alike."""
+    tree = conjugate([1.0, 2.0], [2.0, 1.0], num_draws=100)
+    tree["log_prior"]["theta"] = tree["log_prior"]["theta"] * 0
+    for record in power_scaling(tree):
+        assert record["prior"] is None or np.isfinite(record["prior"])
+        assert np.isfinite(record["likelihood"])

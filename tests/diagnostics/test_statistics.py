@@ -75,3 +75,9 @@ def test_shapes_that_do_not_fit_are_refused():
     for observed, replicated in [((2,), (4, 3)), ((2,), (2,)), ((2,), (0, 2))]:
         with pytest.raises(UserError, match="expected replicated statistics"):
             statistics.tail_probability(np.zeros(observed), np.zeros(replicated))
+
+
+def test_a_frame_of_one_row_has_no_edges():
+    frames = np.random.default_rng(0).random((2, 3, 1, 5, 1))
+    assert "edge_energy" not in statistics.applicable(frames)
+    assert "edge_energy" in statistics.applicable(np.swapaxes(np.repeat(frames, 2, axis=2), 2, 3))

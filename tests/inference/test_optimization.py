@@ -44,5 +44,5 @@ def test_first_step_of_adam_is_the_gradient_over_its_size_and_epsilon(epsilon):
     np.testing.assert_allclose(optax.apply_updates(parameters, update)["w"], expected, rtol=1e-5)
     parameter = torch.zeros(2, requires_grad=True)
     parameter.grad = torch.from_numpy(gradient.copy())
-    pyro_svi._optimizer(optimization, [parameter]).step()
+    pyro_svi._optimizer(optimization, [parameter], on_gpu=False).step()
     np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-5)
