@@ -33,8 +33,6 @@ def power_scaling(tree: xr.DataTree) -> list[dict[str, Any]]:
     Keys: quantity, prior, likelihood (None where densities do not vary enough to tell), and standard errors over
     sequences (None of one). Empty below 25 draws.
     """
-    from arviz_stats import psense
-
     if tree["posterior"].sizes["draw"] < FEWEST_DRAWS:
         return []
     scalars = summaries(tree)
@@ -44,12 +42,22 @@ def power_scaling(tree: xr.DataTree) -> list[dict[str, Any]]:
         one["posterior"] = scalars.isel(sequence=index, drop=True)
         scaled = xr.DataTree.from_dict(one)
         for part in ("prior", "likelihood"):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # where densities hardly vary there is nothing to smooth: then nan
-                sensitivities = psense(scaled, group=part)
-            for name, value in sensitivities.data_vars.items():
-                found.setdefault(str(name), {}).setdefault(part, []).append(float(value))
+            for name, value in _sensitivities(scaled, part).items():
+                found.setdefault(name, {}).setdefault(part, []).append(value)
     return [{"quantity": name, **_averaged(parts)} for name, parts in found.items()]
+
+
+def _sensitivities(scaled: xr.DataTree, part: str) -> dict[str, float]:
+    """Of each summary of one sequence, nan where the densities hardly vary, so that there is no tail to smooth."""
+    from arviz_stats import psense
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            found = psense(scaled, group=part)
+        except ValueError:
+            return {str(name): float("nan") for name in scaled["posterior"].data_vars}
+    return {str(name): float(value) for name, value in found.data_vars.items()}
 
 
 def _averaged(parts: dict[str, list[float]]) -> dict[str, float | None]:
