@@ -1,6 +1,6 @@
 """Looking into a trained run's posterior: draws for ArviZ, calibration of the guide, equivariance of the capsules."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ppl_tvae.config import check_seed
-from ppl_tvae.data import SPLITS, Plan, SequenceData
+from ppl_tvae.data import SPLITS, Plan, SequenceData, parts
 from ppl_tvae.diagnostics import calibration, rolling
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
 from ppl_tvae.diagnostics.predictive import predictive_checks, prior_ranks
@@ -20,13 +20,12 @@ from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.runs import Run, writing_to
-from ppl_tvae.trained import evaluator
+from ppl_tvae.trained import SEQUENCES_PER_BATCH, evaluator
 from ppl_tvae.training import data_of
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_SEQUENCES_PER_BATCH = 8
 _CALIBRATION_DRAWS = 63
 
 
@@ -76,12 +75,12 @@ def _tree(
     run: Run, ready: Any, data: SequenceData, num_sequences: int, num_draws: int, attrs: dict[str, Any]
 ) -> "xr.DataTree":
     plan = data.plan(attrs["split"], num_sequences)
-    parts = [
+    drawn = [
         (ready.posterior(part, index, num_draws), ready.prior(part, index, num_draws), ready.frames(part))
-        for index, part in _batches(plan)
+        for index, part in parts(plan, SEQUENCES_PER_BATCH)
     ]
-    posterior, prior = (_joined([part[kind] for part in parts]) for kind in (0, 1))
-    observed = np.concatenate([part[2] for part in parts])
+    posterior, prior = (_joined([each[kind] for each in drawn]) for kind in (0, 1))
+    observed = np.concatenate([each[2] for each in drawn])
     about = {
         "image": plan.image,
         "label": data.labels[plan.image],
@@ -220,7 +219,7 @@ def _rolls(
     ready: Any, data: SequenceData, plan: Plan, split: str, seed: int, quiet: bool
 ) -> dict[str, list[dict[str, Any]]]:
     """The metrics over all sequences of a plan, and by transform; both empty where no code rolls."""
-    batches = tqdm(list(_batches(plan)), desc="equivariance", disable=True if quiet else None)
+    batches = tqdm(list(parts(plan, SEQUENCES_PER_BATCH)), desc="equivariance", disable=True if quiet else None)
     found = rolling.measured(ready, data, batches, seed)
     if found is None:
         return {"equivariance": [], "by_transform": []}
@@ -258,18 +257,18 @@ def simulated_ranks(
 ) -> dict[str, np.ndarray]:
     """As `calibration_ranks`, of an evaluator; of the plan only the shape of its frames counts."""
     rng, ranks = np.random.default_rng(seed), dict[str, list[np.ndarray]]()
-    batch = Plan(*(np.repeat(field[:1], _SEQUENCES_PER_BATCH, axis=0) for field in plan))
-    batches = range(-(-num_sequences // _SEQUENCES_PER_BATCH))
+    batch = Plan(*(np.repeat(field[:1], SEQUENCES_PER_BATCH, axis=0) for field in plan))
+    batches = range(-(-num_sequences // SEQUENCES_PER_BATCH))
     for index in tqdm(batches, desc="calibration", disable=True if quiet else None):
         truth, draws = ready.simulated(batch, index, num_draws)
         for name in draws.sites:
             values, drawn = (each.sites[name].reshape(*each.sites[name].shape[:2], -1) for each in (truth, draws))
-            cell = rng.integers(values.shape[2], size=(1, _SEQUENCES_PER_BATCH, 1))
+            cell = rng.integers(values.shape[2], size=(1, SEQUENCES_PER_BATCH, 1))
             one, several = (np.take_along_axis(each, cell, axis=2)[..., 0] for each in (values, drawn))
             ranks.setdefault(name, []).append(calibration.normalised_ranks(one[0], several, rng))
         likelihoods = calibration.normalised_ranks(truth.log_likelihood[0], draws.log_likelihood, rng)
         ranks.setdefault("log p(x | latents)", []).append(likelihoods)
-    return {name: np.concatenate(parts)[:num_sequences] for name, parts in ranks.items()}
+    return {name: np.concatenate(own)[:num_sequences] for name, own in ranks.items()}
 
 
 # From fewer ranks there is no distribution function to judge.
@@ -285,17 +284,12 @@ def _check(counts: dict[str, int], split: str, seed: int) -> None:
     check_seed(seed)
 
 
-def _batches(plan: Plan) -> Iterator[tuple[int, Plan]]:
-    for index, start in enumerate(range(0, len(plan.image), _SEQUENCES_PER_BATCH)):
-        yield index, Plan(*(field[start : start + _SEQUENCES_PER_BATCH] for field in plan))
-
-
 def _joined(draws: list[Draw]) -> Draw:
     """One draw of all sequences: axis 1 of every array."""
 
-    def joined(parts: Sequence[Any]) -> Any:
-        if isinstance(parts[0], dict):
-            return {name: joined([part[name] for part in parts]) for name in parts[0]}
-        return None if parts[0] is None else np.concatenate(parts, axis=1)
+    def joined(values: Sequence[Any]) -> Any:
+        if isinstance(values[0], dict):
+            return {name: joined([each[name] for each in values]) for name in values[0]}
+        return None if values[0] is None else np.concatenate(values, axis=1)
 
-    return Draw(*(joined(parts) for parts in zip(*draws, strict=True)))
+    return Draw(*(joined(values) for values in zip(*draws, strict=True)))

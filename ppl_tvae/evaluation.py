@@ -9,17 +9,16 @@ import numpy as np
 from tqdm import tqdm
 
 from ppl_tvae.config import check_seed
-from ppl_tvae.data import SPLITS, Plan, SequenceData
+from ppl_tvae.data import SPLITS, Plan, SequenceData, parts
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.temperatures import Annealing, check_annealing
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
 from ppl_tvae.models import catalogue
 from ppl_tvae.runs import Run
-from ppl_tvae.trained import evaluator
+from ppl_tvae.trained import SEQUENCES_PER_BATCH, evaluator
 from ppl_tvae.training import data_of
 
-_SEQUENCES_PER_BATCH = 8
 _LOWER, _UPPER = "lower bound of log p(x)", "upper bound of log p(x)"
 _OF_WEIGHTS = ("elbo", "iwae", "log-evidence")
 
@@ -132,9 +131,9 @@ def _from_weights(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Ite
             return ready.unamortised_log_weights(part, index, drawn, fitted)
         return ready.log_weights(part, index, drawn)
 
-    parts, seconds = _collect(plan, draw, "weights", 1, quiet)
+    collected, seconds = _collect(plan, draw, "weights", 1, quiet)
     of_guide = {} if fitted is None else {f"guide_{key}": value for key, value in fitted._asdict().items()}
-    log_weights = np.concatenate(parts, axis=1).astype(np.float64)
+    log_weights = np.concatenate(collected, axis=1).astype(np.float64)
     if "elbo" in request.estimators:
         yield _Estimate("elbo", {"num_particles": drawn} | of_guide, _LOWER, bounds.elbo(log_weights), seconds, {})
     if "iwae" in request.estimators:
@@ -166,8 +165,8 @@ def _released(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterato
         def draw(part: Plan, index: int, _: Any, k: int = k) -> np.ndarray:
             return ready.log_weights(part, index, k, per_frame=True)
 
-        parts, seconds = _collect(plan, draw, "released-is", 1, quiet)
-        per_frame = np.concatenate(parts, axis=1).astype(np.float64)
+        collected, seconds = _collect(plan, draw, "released-is", 1, quiet)
+        per_frame = np.concatenate(collected, axis=1).astype(np.float64)
         values = bounds.released_is(per_frame) * per_frame.shape[2]
         yield _Estimate(
             "released-is", {"num_particles": k}, "NO bound (the released code's score)", values, seconds, {}
@@ -213,12 +212,11 @@ def _collect(
     plan: Plan, draw: Callable[[Plan, int, Any], Any], name: str, ticks_per_batch: int, quiet: bool
 ) -> tuple[list[Any], float]:
     """draw(part, index, progress) for each batch of the plan; on Ctrl-C what is done so far, if anything is."""
-    starts, started = range(0, len(plan.image), _SEQUENCES_PER_BATCH), time.perf_counter()
+    batches, started = list(parts(plan, SEQUENCES_PER_BATCH)), time.perf_counter()
     done: list[Any] = []
-    with tqdm(total=len(starts) * max(1, ticks_per_batch), desc=name, disable=True if quiet else None) as bar:
+    with tqdm(total=len(batches) * max(1, ticks_per_batch), desc=name, disable=True if quiet else None) as bar:
         try:
-            for index, start in enumerate(starts):
-                part = Plan(*(field[start : start + _SEQUENCES_PER_BATCH] for field in plan))
+            for index, part in batches:
                 done.append(draw(part, index, bar.update))
                 bar.update((index + 1) * max(1, ticks_per_batch) - bar.n)
         except KeyboardInterrupt:

@@ -1,13 +1,12 @@
 """How good a guide is: against MCMC on the same posterior, and against a guide that is fitted to each sequence."""
 
 import time
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from ppl_tvae.data import Plan, SequenceData
+from ppl_tvae.data import SequenceData, parts
 from ppl_tvae.diagnostics.convergence import (
     BELIEVABLE,
     NOT_BELIEVABLE,
@@ -20,11 +19,11 @@ from ppl_tvae.inference import bounds
 from ppl_tvae.inference.mcmc import MCMC, Chains, check_mcmc
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
 from ppl_tvae.models import catalogue
+from ppl_tvae.trained import SEQUENCES_PER_BATCH
 
 if TYPE_CHECKING:
     import xarray as xr
 
-_SEQUENCES_PER_BATCH = 8
 _MANY_CUT = 0.2  # of trajectories: worth a word
 _GAP_DRAWS = 50  # of each guide and sequence; the standard error over sequences has their noise in it
 
@@ -52,13 +51,13 @@ def chains_of(
     ready: Any, data: SequenceData, settings: MCMC, num_sequences: int, split: str, quiet: bool
 ) -> tuple[Chains, float]:
     """MCMC on the first sequences of a split, by an evaluator, and the seconds that it took."""
-    batches, started = list(_batches(data.plan(split, num_sequences))), time.perf_counter()
+    batches, started = list(parts(data.plan(split, num_sequences), SEQUENCES_PER_BATCH)), time.perf_counter()
     total = len(batches) * (settings.num_warmup + settings.num_draws)
     form = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
     with tqdm(total=total, desc=settings.kernel, bar_format=form, disable=True if quiet else None) as bar:
-        parts = [ready.mcmc(part, index, settings, bar.update) for index, part in batches]
-    sites = {name: np.concatenate([part.sites[name] for part in parts], axis=2) for name in parts[0].sites}
-    others = [np.concatenate(values, axis=2) for values in zip(*(part[1:] for part in parts), strict=True)]
+        found = [ready.mcmc(part, index, settings, bar.update) for index, part in batches]
+    sites = {name: np.concatenate([each.sites[name] for each in found], axis=2) for name in found[0].sites}
+    others = [np.concatenate(values, axis=2) for values in zip(*(each[1:] for each in found), strict=True)]
     return Chains(sites, *others), time.perf_counter() - started
 
 
@@ -124,11 +123,11 @@ def amortisation_gap(
     settings. Above zero where fitting helps.
     """
     fitted, own, started = [], [], time.perf_counter()
-    batches = list(_batches(data.plan(split, num_sequences)))
+    batches = list(parts(data.plan(split, num_sequences), SEQUENCES_PER_BATCH))
     for index, part in tqdm(batches, desc="amortisation gap", disable=True if quiet else None):
         fitted.append(bounds.elbo(ready.unamortised_log_weights(part, index, _GAP_DRAWS, settings)))
         own.append(bounds.elbo(ready.log_weights(part, index, _GAP_DRAWS)))
-    values, ours = (np.concatenate(parts).astype(np.float64) / data.num_timesteps for parts in (fitted, own))
+    values, ours = (np.concatenate(each).astype(np.float64) / data.num_timesteps for each in (fitted, own))
     gaps = values - ours
     error = float(bounds.standard_error(gaps)) if len(gaps) > 1 else None
     return {
@@ -152,8 +151,3 @@ def _gap_verdict(gap: float, error: float | None) -> str:
     if gap > 0:
         return "a guide fitted to each sequence is better: this is what amortisation, or the own guide's family, costs"
     return "the fitted guide is worse: its family is poorer than the own guide's, or it needs more steps"
-
-
-def _batches(plan: Plan) -> Iterator[tuple[int, Plan]]:
-    for index, start in enumerate(range(0, len(plan.image), _SEQUENCES_PER_BATCH)):
-        yield index, Plan(*(field[start : start + _SEQUENCES_PER_BATCH] for field in plan))

@@ -210,6 +210,7 @@ def run_together(loops: Sequence[Loop], advance: Callable[[Sequence[Any], Sequen
                     loop._save()
                 raise Interrupted("; ".join([*map(_stopped, going), *diverged]))
             going = _chunk_together(going, advance, diverged)
+            loops[0]._tell_execution()
     if diverged:
         raise Diverged("; ".join(diverged))
 

@@ -50,9 +50,9 @@ def reproduce(
 
     budget: "paper", its own optimiser and length, or "short". rows: some of the rows, by the names of their run
     directories ("tvae-13-36", "vae"); all by default. max_sequences: held-out sequences in every number.
-    out: the folder of the runs, by default runs/NAME-BUDGET. changes: settings of every run that differ from the
-    experiment's, such as steps, backend, data or device; the table names them. Raises UserError, or Diverged or
-    Interrupted of `loop`; called again, it goes on where it was.
+    out: the folder of the runs, by default runs/NAME-BUDGET; the table so far is in it after every seed. changes:
+    settings of every run that differ from the experiment's, such as steps, backend, data or device; the table names
+    them. Raises UserError, or Diverged or Interrupted of `loop`; called again, it goes on where it was.
     """
     experiment = _with_rows(experiment_of_the_paper(name), rows)
     if budget not in experiment.budgets:
@@ -68,18 +68,24 @@ def reproduce(
     resolved = [planned.resolved() for _, planned in asked]  # so that all are checked before the first is trained
     count = len(data_of(resolved[0]).test_plan(max_sequences).image)
     values: dict[str, dict[str, list[float]]] = {label: {} for label in experiment.rows}
-    for label, planned in asked:
+    for number, (label, planned) in enumerate(asked, start=1):
         run = _trained(planned, folder / f"{_slug(label)}-seed{planned.seed}", quiet)
         for column, value in _numbers(run, experiment, count, planned.device, quiet).items():
             values[label].setdefault(column, []).append(value)
         old = [name for name in experiment.figures if not run.is_up_to_date(f"figures/{FIGURES[name].file}")]
         draw_figures(run, old, transforms=experiment.test_transforms, device=planned.device)
-    header = _header(experiment, budget, seeds, count, resolved[0], changes)
-    reproduced = Reproduced(header, experiment.columns, values, experiment.published)
+        if number % len(experiment.rows) == 0:
+            done = seeds[: number // len(experiment.rows)]
+            header = _header(experiment, budget, done, count, resolved[0], changes)
+            reproduced = Reproduced(header, experiment.columns, values, experiment.published)
+            _save(reproduced, folder)
+    return reproduced
+
+
+def _save(reproduced: Reproduced, folder: Path) -> None:
     with writing_to(folder):
         (folder / "table.md").write_text(as_text(reproduced, markdown=True) + "\n", encoding="utf-8")
         (folder / "table.json").write_text(json.dumps(as_json(reproduced), indent=1) + "\n", encoding="utf-8")
-    return reproduced
 
 
 def _with_rows(experiment: Reproduction, chosen: Sequence[str] | None) -> Reproduction:

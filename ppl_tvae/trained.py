@@ -12,6 +12,9 @@ from ppl_tvae.models import catalogue
 from ppl_tvae.runs import Run
 from ppl_tvae.training import renderer
 
+# How many sequences an evaluator is asked about at a time: its draws depend on this number.
+SEQUENCES_PER_BATCH = 8
+
 
 @contextmanager
 def evaluator(run: Run, data: SequenceData, backend: str | None, device: str, seed: int) -> Iterator[Any]:

@@ -116,6 +116,23 @@ def test_numbers_of_older_parameters_or_of_fewer_sequences_are_measured_anew(sma
     assert again.values["tvae, L = 1/2 S"] == more.values["tvae, L = 1/2 S"]
 
 
+def test_the_table_of_the_seeds_that_are_done_is_there_before_the_next(small, monkeypatch):
+    folder, settings = small
+    train = reproduction.train
+
+    def until_the_second_seed(experiment, path, **kwargs):
+        if experiment.seed == 1:
+            raise KeyboardInterrupt
+        return train(experiment, path, **kwargs)
+
+    monkeypatch.setattr(reproduction, "train", until_the_second_seed)
+    with pytest.raises(KeyboardInterrupt):
+        reproduction.reproduce("table1", out=folder, seeds=(0, 1), **settings)
+    table = json.loads((folder / "table.json").read_text())
+    assert "one seed: no spread is known" in table["header"][2]
+    assert {len(own["elbo"]) for own in table["values"].values()} == {1}
+
+
 def test_some_of_the_rows(small):
     folder, settings = small
     found = reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)

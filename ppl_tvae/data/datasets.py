@@ -96,16 +96,9 @@ class SequenceData:
         order of `data.factors`.
         """
         indices = self.factor_indices(plan)
-        return np.take_along_axis(indices, self._moving(plan)[:, None, None], axis=2)[..., 0]
-
-    def moving_sizes(self, plan: Plan) -> np.ndarray:
-        """(B,) int32, how many values the moving factor has; where that is less than S, it passes them again."""
-        self.factor_indices(plan)
-        return np.array([len(values) for values in self.factors.values()], np.int32)[self._moving(plan)]
-
-    def _moving(self, plan: Plan) -> np.ndarray:
-        moves = self.tables.moves  # type: ignore[union-attr]
-        return np.argmax(moves[plan.transform], axis=1)
+        assert isinstance(self.tables, ImageTables | FactorTables)  # others were refused
+        moving = np.argmax(self.tables.moves[plan.transform], axis=1)
+        return np.take_along_axis(indices, moving[:, None, None], axis=2)[..., 0]
 
     def train_plans(self, seed: int, first_step: int, num_steps: int, batch_size: int) -> Plan:
         """Plans of consecutive training steps, fields with leading axes (num_steps, batch_size)."""

@@ -6,6 +6,7 @@ The draws are NumPy's PCG64, whose streams NumPy keeps stable but does not promi
 """
 
 import zlib
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -31,6 +32,12 @@ class Plan(NamedTuple):
     phase: np.ndarray
     fixed: np.ndarray
     noise: np.ndarray
+
+
+def parts(plan: Plan, size: int) -> Iterator[tuple[int, Plan]]:
+    """The plan in parts of `size` sequences, the last one perhaps smaller, each with its number from 0."""
+    for index, start in enumerate(range(0, len(plan.image), size)):
+        yield index, Plan(*(field[start : start + size] for field in plan))
 
 
 def training_plan(

@@ -55,7 +55,9 @@ def _sensitivities(scaled: xr.DataTree, part: str) -> dict[str, float]:
         warnings.simplefilter("ignore")
         try:
             found = psense(scaled, group=part)
-        except ValueError:
+        except ValueError as error:
+            if "tail values are the same" not in str(error):
+                raise
             return {str(name): float("nan") for name in scaled["posterior"].data_vars}
     return {str(name): float(value) for name, value in found.data_vars.items()}
 

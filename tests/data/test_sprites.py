@@ -52,12 +52,11 @@ def test_frames_are_drawn_at_the_values_of_their_factors(name: str) -> None:
 def test_one_factor_moves_cyclically_and_the_others_rest(data: SequenceData) -> None:
     plan = data.train_plans(0, 0, 1, 64)
     plan = Plan(*(field[0] for field in plan))
-    indices, moving, sizes = data.factor_indices(plan), data.moving_indices(plan), data.moving_sizes(plan)
+    indices, moving = data.factor_indices(plan), data.moving_indices(plan)
     names = list(data.factors)
     assert set(plan.transform) == {0, 1, 2, 3}
     for sequence in range(64):
         place = names.index(data.transforms[plan.transform[sequence]])
-        assert sizes[sequence] == SIZES[place]
         expected = (plan.phase[sequence] + np.arange(S)) % SIZES[place]
         np.testing.assert_array_equal(moving[sequence], expected)
         np.testing.assert_array_equal(indices[sequence, :, place], expected)
@@ -73,7 +72,6 @@ def test_moving_indices_of_images() -> None:
     data = open_data("digits", transforms=("scale", "rotation+hue", "perspective"), num_timesteps=6)
     plan = data.test_plan(20)
     np.testing.assert_array_equal(data.moving_indices(plan), (plan.phase[:, None] + np.arange(6)) % 6)
-    assert set(data.moving_sizes(plan)) == {6}
     assert list(data.factors) == ["rotation", "scale", "hue"]
     resting = open_data("digits", transforms=("none",))
     assert resting.factors == {}

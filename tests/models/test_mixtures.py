@@ -41,7 +41,7 @@ def exact(locs, scales, logits):
 
 def numpyro_gradients():
     keys = jax.random.split(jax.random.key(0), COUNT)
-    one = lambda key, *parameters: payoff(on_numpyro.DiagonalNormalMixture(*parameters).sample(key))  # noqa: E731
+    one = lambda key, *parameters: payoff(on_numpyro.DiagonalNormalMixture(*parameters).sample(key))  # noqa: E731 - one line of mathematics
     each = jax.vmap(jax.grad(one, argnums=(1, 2, 3)), in_axes=(0, None, None, None))
     return [np.asarray(gradient) for gradient in each(keys, *map(jnp.asarray, (LOCS, SCALES, LOGITS)))]
 

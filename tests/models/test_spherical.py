@@ -42,7 +42,7 @@ def pair(dimension, concentration):
 def over_the_sphere(function, dimension):
     """The integral of a function of the cosine with loc over the unit sphere."""
     area_below = 2 * math.pi ** ((dimension - 1) / 2) / gamma((dimension - 1) / 2)
-    weighted = lambda t: function(t) * (1 - t * t) ** ((dimension - 3) / 2)  # noqa: E731
+    weighted = lambda t: function(t) * (1 - t * t) ** ((dimension - 3) / 2)  # noqa: E731 - one line of mathematics
     return area_below * integrate.quad(weighted, -1, 1)[0]
 
 
@@ -51,9 +51,9 @@ def over_the_sphere(function, dimension):
 def test_density_integrates_to_one_and_kl_is_its_integral(dimension, concentration):
     loc = direction(dimension)
     across = np.linalg.svd(loc[None])[2][1]  # of length 1, at right angles to loc
-    at = lambda t: t * loc + math.sqrt(1 - t * t) * across  # noqa: E731
+    at = lambda t: t * loc + math.sqrt(1 - t * t) * across  # noqa: E731 - one line of mathematics
     ours, theirs = pair(dimension, concentration)
-    density = lambda t: math.exp(float(ours.log_prob(jnp.asarray(at(t)))))  # noqa: E731
+    density = lambda t: math.exp(float(ours.log_prob(jnp.asarray(at(t)))))  # noqa: E731 - one line of mathematics
     assert over_the_sphere(density, dimension) == pytest.approx(1, rel=1e-7)
     uniform = on_numpyro.HypersphericalUniform(dimension), on_pyro.HypersphericalUniform(dimension)
     log_uniform = float(uniform[0].log_prob(jnp.asarray(loc)))
