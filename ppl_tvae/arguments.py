@@ -111,6 +111,9 @@ def command_parser() -> argparse.ArgumentParser:
     reproduce.add_argument("name", metavar="NAME", help=", ".join(EXPERIMENTS))
     reproduce.add_argument("--budget", default="short", help="paper, its optimiser and length, or short (short)")
     reproduce.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (1)")
+    reproduce.add_argument(
+        "--together", action="store_true", help="train the seeds of a row in one compiled program (numpyro), on a GPU"
+    )
     reproduce.add_argument("--rows", type=_list_of(str), metavar="NAME,...", help="some of the rows: tvae-13-36,vae")
     reproduce.add_argument(
         "--max-sequences", type=int, default=200, metavar="N", help="held-out sequences in every number (200)"

@@ -336,6 +336,7 @@ def _reproduce(options: argparse.Namespace) -> None:
         options.name,
         budget=options.budget,
         seeds=range(options.seeds),
+        together=options.together,
         rows=options.rows,
         max_sequences=options.max_sequences,
         out=options.out,

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ppl_tvae.data import Plan, SequenceData
+from ppl_tvae.data.ahead import PlansAhead
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.runs import Checkpoint, Run
 
@@ -36,6 +37,7 @@ class Loop:
     ) -> None:
         """held_out: plans (batches, batch, ...) of the sequences that choose the best parameters."""
         self.run, self.data, self.held_out = run, data, held_out
+        self.ahead = PlansAhead(self._draw)
         self.trainer, self.optimization = trainer, optimization
         self.step, self.best, self.stale = 0, -math.inf, 0
         self.pending: list[float] = []
@@ -86,9 +88,12 @@ class Loop:
         losses = self.trainer.advance(plans)
         self._account(losses, snapshot, time.perf_counter() - started)
 
-    def _plans(self, num_steps: int) -> Plan:
+    def _draw(self, first_step: int, num_steps: int) -> Plan:
         experiment = self.run.experiment
-        return self.data.train_plans(experiment.seed, self.step, num_steps, experiment.batch_size)
+        return self.data.train_plans(experiment.seed, first_step, num_steps, experiment.batch_size)
+
+    def _plans(self, num_steps: int) -> Plan:
+        return self.ahead.take(self.step, num_steps)
 
     def _account(self, losses: np.ndarray, snapshot: Any, seconds: float) -> None:
         """Take note of the steps that the trainer has done since `snapshot`."""

@@ -20,7 +20,7 @@ from ppl_tvae.evaluation import evaluate
 from ppl_tvae.experiments import Column, Reproduction, experiment_of_the_paper
 from ppl_tvae.figures import FIGURES, draw_figures
 from ppl_tvae.runs import Run, open_run, writing_to
-from ppl_tvae.training import CHANGEABLE, data_of, resume, train
+from ppl_tvae.training import CHANGEABLE, data_of, resume, train, train_seeds
 
 _PARTICLES = (10, 100)
 
@@ -40,6 +40,7 @@ def reproduce(
     *,
     budget: str = "short",
     seeds: Sequence[int] = (0,),
+    together: bool = False,
     rows: Sequence[str] | None = None,
     max_sequences: int = 200,
     out: Path | str | None = None,
@@ -48,7 +49,8 @@ def reproduce(
 ) -> Reproduced:
     """Train, evaluate and tabulate an experiment of the paper (`experiments.EXPERIMENTS`) over seeds.
 
-    budget: "paper", its own optimiser and length, or "short". rows: some of the rows, by the names of their run
+    budget: "paper", its own optimiser and length, or "short". together: train all seeds of a row in one program, as
+    `training.train_seeds` does, where none of them is there yet; seeds are consecutive then. rows: some of the rows, by the names of their run
     directories ("tvae-13-36", "vae"); all by default. max_sequences: held-out sequences in every number.
     out: the folder of the runs, by default runs/NAME-BUDGET; the table so far is in it after every seed. changes:
     settings of every run that differ from the experiment's, such as steps, backend, data or device; the table names
@@ -64,12 +66,17 @@ def reproduce(
     if str(changes.get("data", "")).endswith(".npz"):
         changes["data"] = os.path.abspath(os.path.expanduser(changes["data"]))  # as the run directories have it
     folder = Path(out or Path("runs") / f"{name}-{budget}")
+    if together and list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
+        raise UserError(f"expected consecutive seeds to train together, found {', '.join(map(str, seeds))}")
     asked = list(_experiments(experiment, budget, seeds, changes))
     resolved = [planned.resolved() for _, planned in asked]  # so that all are checked before the first is trained
     count = len(data_of(resolved[0]).test_plan(max_sequences).image)
     values: dict[str, dict[str, list[float]]] = {label: {} for label in experiment.rows}
     for number, (label, planned) in enumerate(asked, start=1):
-        run = _trained(planned, folder / f"{_slug(label)}-seed{planned.seed}", quiet)
+        row = folder / _slug(label)
+        if together and not any(_run_of(row, seed).exists() for seed in seeds):
+            train_seeds(planned, len(seeds), row, quiet=quiet)
+        run = _trained(planned, _run_of(row, planned.seed), quiet)
         for column, value in _numbers(run, experiment, count, planned.device, quiet).items():
             values[label].setdefault(column, []).append(value)
         old = [name for name in experiment.figures if not run.is_up_to_date(f"figures/{FIGURES[name].file}")]
@@ -138,6 +145,11 @@ def _experiments(
         for label, row in experiment.rows.items():
             settings = {"data": experiment.data, **experiment.settings, **experiment.budgets[budget], **row}
             yield label, experiment_from({**settings, **changes, "seed": seed})
+
+
+def _run_of(row: Path, seed: int) -> Path:
+    """As `train_seeds` names it."""
+    return Path(f"{row}-seed{seed}")
 
 
 def _trained(experiment: Experiment, path: Path, quiet: bool) -> Run:

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-# The tests compare arithmetic, not devices; set before either backend is imported.
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# The tests compare arithmetic, not devices, but for those that ask for a GPU (`make gpu`). Set before either backend is
+# imported.
+if os.environ.get("PPL_TVAE_GPU") != "1":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # On a busy machine torch's threads wait for each other, and these small programs take ten times as long as with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nearly all the time of these tests goes into compiling small programs, often the same ones in another process.

@@ -45,13 +45,19 @@ POSTERIORS = {"exact": "dist.Delta(mean).to_event(1)", "noisy": "dist.Normal(mea
 
 # What both processes run; the runs of the second rank are those of the first.
 SCRIPT = """
-import os, sys
+import atexit, os, sys
 from pathlib import Path
 from ppl_tvae.loop import Diverged
 from ppl_tvae.training import follow, is_follower, resume, train
 from tests.small_runs import small_training
 
 folder = Path(sys.argv[1])
+
+def note_threads():
+    names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+    (folder / f"threads{os.environ['RANK']}").write_text(" ".join(names))
+
+atexit.register(note_threads)  # called after what is registered later
 settings = {"num_capsules": None, "capsule_dim": None, "hidden": None, "precision": "float64", "clip_norm": 5.0}
 
 def experiment(name, **changes):
@@ -133,6 +139,13 @@ def test_divergence_lets_the_other_process_go(folder):
     checkpoint = open_run(folder / "diverged").checkpoint()
     assert checkpoint.step == 0
     assert all(np.isfinite(array).all() for array in checkpoint.arrays.values())
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="needs /proc: run it on Linux")
+def test_the_threads_of_the_group_end_before_the_interpreter(folder):
+    """One that drops a tensor while the interpreter ends aborts the process: 'terminate called without ...'."""
+    for rank in (0, 1):
+        assert "gloo" not in (folder / f"threads{rank}").read_text()
 
 
 def test_ctrl_c_ends_both_processes_and_keeps_the_state(folder):

@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from ppl_tvae.data.ahead import PlansAhead
 from ppl_tvae.data.plans import Plan, fixed_plan, training_plan, training_plans
 
 TRAIN = np.arange(100, 150, dtype=np.int32)
@@ -79,3 +80,13 @@ def test_a_plan_is_cheap() -> None:
     start = time.perf_counter()
     training_plans(indices, 0, 0, 100, 64, 3, 18)
     assert (time.perf_counter() - start) / 100 < 2e-3
+
+
+def test_plans_that_are_drawn_ahead_are_those_of_the_step() -> None:
+    """Chunks of equal, smaller and greater length, and a jump such as resumption makes."""
+    ahead = PlansAhead(lambda first, count: training_plans(TRAIN, 3, first, count, 8, 3, 18))
+    step = 0
+    for jump, num_steps in ((0, 4), (0, 4), (0, 1), (0, 6), (50, 3), (-20, 3)):
+        step += jump
+        assert_same(ahead.take(step, num_steps), training_plans(TRAIN, 3, step, num_steps, 8, 3, 18))
+        step += num_steps

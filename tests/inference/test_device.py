@@ -8,10 +8,14 @@ import torch
 
 from ppl_tvae.inference.numpyro import device as jax_device
 from ppl_tvae.inference.pyro import device as torch_device
-from ppl_tvae.training import train
+from ppl_tvae.evaluation import evaluate
+from ppl_tvae.training import resume, train, train_seeds
 from tests.small_runs import outcome, small_training
 
 MATMUL = ("tf32", "float32")
+NEEDS_A_GPU = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU: PPL_TVAE_GPU=1 pytest tests/inference/test_device.py"
+)
 
 
 @pytest.mark.parametrize("matmul", MATMUL)
@@ -44,9 +48,7 @@ def test_on_a_cpu_the_setting_changes_no_bit(backend, tmp_path):
     assert outcome(runs[0]) == outcome(runs[1])
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a GPU: python -m pytest tests/inference/test_device.py"
-)
+@NEEDS_A_GPU
 @pytest.mark.parametrize("backend", ["numpyro", "pyro"])
 def test_products_on_a_gpu_are_as_exact_as_asked_for(backend):
     """Against float64 on the host: float32 has 23 bits of mantissa, tf32 10, where the card has it (from Ampere on)."""
@@ -60,3 +62,33 @@ def test_products_on_a_gpu_are_as_exact_as_asked_for(backend):
         error[matmul] = np.abs(product - exact).max() / np.abs(exact).max()
     assert error["float32"] < 1e-5
     assert 1e-5 < error["tf32"] < 1e-2 or torch.cuda.get_device_capability() < (8, 0)
+
+
+@NEEDS_A_GPU
+def test_numpyro_on_a_gpu_is_numpyro_on_a_cpu(tmp_path):
+    """In float64: draws are a function of key and shape on any device. Two seeds at once as well."""
+    settings = {"precision": "float64"}
+    runs = [
+        train(small_training(tmp_path, "numpyro", device=device, **settings), tmp_path / device, quiet=True)
+        for device in ("cpu", "cuda")
+    ]
+    together = train_seeds(small_training(tmp_path, "numpyro", device="cuda", **settings), 2, tmp_path / "s", quiet=True)
+    expected, *found = (run.parameters() for run in (*runs, together[0]))
+    for other in found:
+        for name, value in expected.items():
+            np.testing.assert_allclose(other[name], value, rtol=1e-6, atol=1e-8, err_msg=name)
+    elbos = [evaluate(run, particles=(4,), device=run.experiment.device, quiet=True)[0]["value"] for run in runs]
+    np.testing.assert_allclose(elbos[1], elbos[0], rtol=1e-6)
+
+
+@NEEDS_A_GPU
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_a_run_on_a_gpu_learns_goes_on_and_is_evaluated(backend, tmp_path):
+    experiment = small_training(tmp_path, backend, device="cuda", steps=60, learning_rate=1e-2)
+    run = train(experiment, tmp_path / "run", quiet=True)
+    first, *_, last = (row["elbo_per_frame"] for row in run.metrics() if "elbo_per_frame" in row)
+    assert last > first + 0.1
+    assert resume(run.path, steps=80, quiet=True).checkpoint().step == 80
+    for device in ("cuda", "cpu"):  # of other draws in Pyro
+        (elbo,) = (r for r in evaluate(run, particles=(64,), device=device, quiet=True) if r["estimator"] == "elbo")
+        assert abs(elbo["value"] - last) < 5 * elbo["standard_error"] + 0.5

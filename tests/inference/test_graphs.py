@@ -213,7 +213,7 @@ def test_numbers_that_cross_are_seen():
 
 
 @pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a GPU: python -m pytest tests/inference/test_graphs.py"
+    not torch.cuda.is_available(), reason="needs a GPU: PPL_TVAE_GPU=1 pytest tests/inference/test_graphs.py"
 )
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_replayed_steps_are_those_called_one_by_one(name, tmp_path):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -85,7 +86,13 @@ def joined() -> Iterator[Ranks]:
 
 @cache
 def _connect() -> None:
-    """Once in a process, and until it ends: torch cannot leave a group and come back to it."""
+    """Once in a process, and until it ends: torch cannot leave a group and come back to it.
+
+    The group's threads must end before the interpreter does: one that is still dropping a tensor then aborts the
+    process. Leaving the group joins them only if nothing else holds it, and torch._dynamo, which optimisers import,
+    would take hold of a group that is there when it is imported. So it is imported first.
+    """
+    import_module("torch._dynamo")
     if _local_rank() < torch.cuda.device_count():
         torch.cuda.set_device(_local_rank())
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=_PATIENCE)
