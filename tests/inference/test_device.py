@@ -69,8 +69,8 @@ def test_numpyro_on_a_gpu_is_numpyro_on_a_cpu(tmp_path):
     """In float64: draws are a function of key and shape on any device. Two seeds at once as well."""
     settings = {"precision": "float64"}
     runs = [
-        train(small_training(tmp_path, "numpyro", device=device, **settings), tmp_path / device, quiet=True)
-        for device in ("cpu", "cuda")
+        train(small_training(tmp_path, "numpyro", device=device, **settings), tmp_path / name, quiet=True)
+        for name, device in (("host", "cpu"), ("gpu", "cuda"))
     ]
     together = train_seeds(small_training(tmp_path, "numpyro", device="cuda", **settings), 2, tmp_path / "s", quiet=True)
     expected, *found = (run.parameters() for run in (*runs, together[0]))
