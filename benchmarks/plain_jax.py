@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ppl_tvae.inference.numpyro.device import jit_step
+
 LOG_SCALE_BOUND = 7.0
 
 Parameters = Mapping[str, jax.Array]
@@ -120,7 +122,7 @@ class Trainer:
 
         self._state = (parameters, optimizer.init(parameters), jax.random.key(0))
         self._tables = tables
-        self._advance = jax.jit(
+        self._advance = jit_step(
             lambda state, tables, plans: jax.lax.scan(lambda s, p: step(tables, s, p), state, plans)
         )
 

@@ -126,7 +126,10 @@ class Trainer:
 
 
 def recorded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A step as a CUDA graph, as torch's documentation has it; each replay writes to the same returned tensor."""
+    """A step as a CUDA graph, as torch's documentation has it; each replay writes to the same returned tensor.
+
+    The replay holds the step: a graph does not hold the tensors that it reads.
+    """
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -137,7 +140,7 @@ def recorded(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
     with torch.cuda.graph(graph):
         result = step()
 
-    def replay() -> Tensor:
+    def replay(_kept: Callable[[], Tensor] = step) -> Tensor:
         graph.replay()
         return result
 

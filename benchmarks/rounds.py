@@ -11,7 +11,7 @@ from statistics import median
 SECONDS_PER_CHUNK = 0.3
 # Fewer steps would time what is done once per chunk: a compiled loop of one step is no loop, and one of many first
 # copies all parameters. Training takes chunks of about two seconds.
-SHORTEST_CHUNK, LONGEST_CHUNK = 4, 64  # steps
+SHORTEST_CHUNK, LONGEST_CHUNK = 4, 512  # steps
 FEWEST_ROUNDS = 3
 
 Run = Callable[[int], object]

@@ -9,6 +9,7 @@ import numpy as np
 from ppl_tvae.assembly import lattice_of
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan, SequenceData, render
+from ppl_tvae.data.ahead import PlansAhead
 from ppl_tvae.inference.optimization import Optimization
 from ppl_tvae.training import data_of
 
@@ -63,15 +64,15 @@ class Plans:
     """Plans of consecutive steps: drawn as training draws them or, where frames are ready, the first one repeated."""
 
     def __init__(self, data: SequenceData, batch_size: int, drawn: bool) -> None:
-        self._data, self._batch_size, self._drawn, self._step = data, batch_size, drawn, 0
+        self._draw = lambda first_step, num_steps: data.train_plans(0, first_step, num_steps, batch_size)
+        self._ahead, self._drawn, self._step = PlansAhead(self._draw), drawn, 0
 
     def following(self, num_steps: int) -> Plan:
         """The plans of the next steps, with leading axes (num_steps, batch)."""
         if not self._drawn:
-            plan = self._data.train_plans(0, 0, 1, self._batch_size)
-            return Plan(*(np.repeat(field, num_steps, axis=0) for field in plan))
+            return Plan(*(np.repeat(field, num_steps, axis=0) for field in self._draw(0, 1)))
         self._step += num_steps
-        return self._data.train_plans(0, self._step - num_steps, num_steps, self._batch_size)
+        return self._ahead.take(self._step - num_steps, num_steps)
 
 
 def layers(experiment: Experiment, num_pixels: int) -> list[tuple[int, int, bool]]:

@@ -1,6 +1,6 @@
 """Where JAX computes and in which precision."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -8,6 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ppl_tvae.errors import UserError
+
+# Of training on a GPU (docs/performance.md has what each is worth). Products of small batches: left to its own kernels,
+# XLA splits sums over tiles that do not divide them, and copies the weights of every layer to padded ones in each step.
+STEP_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
 
 
 @contextmanager
@@ -34,6 +38,12 @@ def devices_of(device: str) -> list[jax.Device]:
 def products_on_gpu(matmul: str) -> AbstractContextManager[Any]:
     """float32 products on a GPU in "tf32", whose mantissa has 10 bits, or "float32"."""
     return jax.default_matmul_precision({"tf32": "tensorfloat32", "float32": "float32"}[matmul])
+
+
+def jit_step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """`jax.jit` of what trains on the default device; options as there."""
+    (device,) = jnp.zeros(()).devices()
+    return jax.jit(function, compiler_options=STEP_OPTIONS if device.platform == "gpu" else None, **options)
 
 
 def to_device(tree: Any) -> Any:

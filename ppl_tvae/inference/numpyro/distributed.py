@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.numpyro.device import devices_of
+from ppl_tvae.inference.numpyro.device import devices_of, jit_step
 from ppl_tvae.inference.numpyro.svi import Trainer
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization
@@ -43,7 +43,7 @@ class DistributedTrainer(Trainer):
         self._everywhere = NamedSharding(self._mesh, P())
         self._state, self._tables = jax.device_put((self._state, self._tables), self._everywhere)
         # Left to itself, XLA may choose to hand back a state that is split over the devices.
-        self._advance = jax.jit(self._steps, out_shardings=self._everywhere)
+        self._advance = jit_step(self._steps, out_shardings=self._everywhere)
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         """As in `svi.Trainer`."""

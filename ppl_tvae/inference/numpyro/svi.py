@@ -15,7 +15,7 @@ from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 
 from ppl_tvae.inference.numpyro.checks import check_program
-from ppl_tvae.inference.numpyro.device import to_device
+from ppl_tvae.inference.numpyro.device import jit_step, to_device
 from ppl_tvae.inference.numpyro.objectives import OBJECTIVES
 from ppl_tvae.inference.numpyro.tracing import flat_name
 from ppl_tvae.inference.objective import ELBO as HELD_OUT
@@ -62,9 +62,9 @@ class Trainer:
         frames = render(self._tables, to_device(first_plan))
         check_program(program, frames[:2])
         self._begin(frames, seed)
-        self._advance = jax.jit(self._steps)
-        self._advance_all = jax.jit(jax.vmap(self._steps, in_axes=(0, None, 0, None)))
-        self._evaluate = jax.jit(self._mean_loss)
+        self._advance = jit_step(self._steps)
+        self._advance_all = jit_step(jax.vmap(self._steps, in_axes=(0, None, 0, None)))
+        self._evaluate = jit_step(self._mean_loss)
 
     def reseeded(self, first_plan: Any, seed: int) -> "Trainer":
         """A trainer of the same program that begins from another seed; what is compiled is shared."""

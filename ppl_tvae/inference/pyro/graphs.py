@@ -28,20 +28,23 @@ def runner_of(step: Step, changed: Tensors, on_gpu: bool, record: Callable[[Step
     random streams as they were. record: what records it, `recorded`.
     """
     if not on_gpu:
-        return Runner(step, "")
+        return Runner(step, step, "")
     try:
         with _unchanged(changed):
-            return Runner((record or recorded)(step), "replayed as a CUDA graph")
+            return Runner(step, (record or recorded)(step), "replayed as a CUDA graph")
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
-        return Runner(step, f"called one by one, since they cannot be recorded as a CUDA graph: {reason}")
+        return Runner(step, step, f"called one by one, since they cannot be recorded as a CUDA graph: {reason}")
 
 
 class Runner:
-    """`run()` takes a step; `description` says how, after the words 'steps are', where there was a choice: on a GPU."""
+    """`run()` takes a step; `description` says how, after the words 'steps are', where there was a choice: on a GPU.
 
-    def __init__(self, run: Step, description: str) -> None:
-        self.run, self.description = run, description
+    It holds the step: a graph does not hold the tensors that it reads.
+    """
+
+    def __init__(self, step: Step, run: Step, description: str) -> None:
+        self.step, self.run, self.description = step, run, description
 
 
 def recorded(step: Step) -> Step:
