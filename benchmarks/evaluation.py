@@ -1,6 +1,7 @@
 """What importance weights cost: memory by number of particles, and time beside the same forward passes by hand.
 
     python -m benchmarks.evaluation [--sequences 1000] [--particles 10,1000] [--backends numpyro,pyro]
+        [--device cuda]
 
 Memory is the peak of a process of its own that calls `ppl_tvae.evaluate` on a run that another one trained, for one
 step on `digits`; time is taken in turns (see `rounds.py`), on one batch.
@@ -32,19 +33,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.worker:
         print(json.dumps(WORKERS[options.worker[0]](*options.worker[1:])))
         return
-    print(machine_line(), "\n| backend | K | sequences | peak memory, MiB | seconds |\n|---|---|---|---|---|", sep="\n")
+    print(
+        machine_line(options.device),
+        "\n| backend | K | sequences | peak memory, MiB | seconds |\n|---|---|---|---|---|",
+        sep="\n",
+    )
     for backend in options.backends:
         with tempfile.TemporaryDirectory() as folder:
             run = str(Path(folder) / "run")
             _in_own_process(["train", backend, run])
             for count in options.particles:
-                row = _in_own_process(["memory", run, str(options.sequences), str(count)])
+                row = _in_own_process(["memory", run, str(options.sequences), str(count), options.device])
                 figures = f"{row['sequences']} | {row['mebibytes']:.0f} | {row['seconds']:.1f}"
                 print(f"| {backend} | {count} | {figures} |", flush=True)
     print("\n| backend | K | sequences | log weights, ms | by hand, ms | / by hand | networks alone |")
     print("|---|---|---|---|---|---|---|")
     for backend in options.backends:
-        row = _in_own_process(["time", backend, str(options.seconds)])
+        row = _in_own_process(["time", backend, str(options.seconds), options.device])
         figures = f"{row['ours_ms']:.0f} | {row['plain_ms']:.0f} | {row['to_plain']:.2f} | {row['networks_share']:.0%}"
         print(f"| {backend} | {TIMED_PARTICLES} | {TIMED_BATCH} | {figures} |", flush=True)
 
@@ -55,23 +60,24 @@ def trained(backend: str, run: str) -> None:
     ppl_tvae.train(experiment, run, quiet=True)
 
 
-def peak_memory(run: str, num_sequences: str, num_particles: str) -> dict[str, Any]:
-    """The peak of this process, MiB, after an evaluation with so many particles; and how long that took."""
+def peak_memory(run: str, num_sequences: str, num_particles: str, device: str) -> dict[str, Any]:
+    """The peak of this process on the host, MiB, after an evaluation with so many particles; how long that took."""
     (record,) = ppl_tvae.evaluate(
         ppl_tvae.open_run(Path(run)),
         estimators=("iwae",),
         particles=(int(num_particles),),
         split="train",
         max_sequences=int(num_sequences),
+        device=device,
         quiet=True,
     )
     kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return {"mebibytes": kibibytes / 1024, "seconds": record["seconds"], "sequences": record["num_sequences"]}
 
 
-def times(backend: str, seconds: str) -> dict[str, float]:
+def times(backend: str, seconds: str, device: str) -> dict[str, float]:
     """Milliseconds of our log weights and of the twin's, their ratio, and the share of the networks alone."""
-    with import_module(f"ppl_tvae.inference.{backend}.device").on_device("cpu", "float32"):
+    with import_module(f"ppl_tvae.inference.{backend}.device").on_device(device, "float32", "float32"):
         rounds = interleaved(weighing(backend, TIMED_BATCH, TIMED_PARTICLES), float(seconds))
     return {
         "ours_ms": 1e3 * median(rounds[PPL]),
@@ -101,6 +107,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=1000, help="in the memory table (1000)")
     parser.add_argument("--particles", type=numbers, default=[10, 1000], metavar="K,...", help="(10,1000)")
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each contender is timed (10)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
     parser.add_argument("--backends", type=backend_names, default=list(CONTENDERS), metavar="NAME,...", help="(both)")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

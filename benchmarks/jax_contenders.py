@@ -28,7 +28,7 @@ from ppl_tvae.assembly import assemble
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.data.rendering import SequenceTables
-from ppl_tvae.inference.numpyro.device import to_device
+from ppl_tvae.inference.numpyro.device import jit_step, to_device
 from ppl_tvae.inference.numpyro.importance import log_weights
 from ppl_tvae.inference.numpyro.svi import Trainer
 from ppl_tvae.inference.objective import ELBO
@@ -119,18 +119,21 @@ def _products(frames: jax.Array) -> Any:
         for size_in, size_out, _ in sizes
     ]
 
-    @jax.jit
     def one_step(operands: Any) -> Any:
         outputs = []
         for (x, weight, gradient), input_needs_gradient in zip(operands, needs_gradient, strict=True):
             outputs += [x @ weight.T, gradient.T @ x] + ([gradient @ weight] if input_needs_gradient else [])
         return outputs
 
-    def run(num_steps: int) -> None:
-        for _ in range(num_steps):
-            jax.block_until_ready(one_step(operands))
+    @jit_step
+    def steps(operands: Any, num_steps: int) -> Any:
+        # The barrier ties a step's products to the one before, so that none of them is left out or done once for all.
+        def step(_: Any, carry: Any) -> Any:
+            return jax.lax.optimization_barrier((carry[0], one_step(carry[0])))
 
-    return run
+        return jax.lax.fori_loop(0, num_steps, step, (operands, one_step(operands)))[1]
+
+    return lambda num_steps: jax.block_until_ready(steps(operands, num_steps - 1))
 
 
 def _step_of(plans: Plan, index: int) -> Plan:

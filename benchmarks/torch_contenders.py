@@ -67,8 +67,8 @@ def contenders(data: SequenceData, batch_size: int, compiled: bool = False) -> C
             found[RECORDED, drawn] = _recorded(render, to_device(tables), frames, first, following())
         if (on_gpu or compiled) and (run := _compiled(render, to_device(tables), frames, following())):
             found[COMPILED, drawn] = run
-    found[RENDERING, True] = _rendering(to_device(data.tables), Plans(data, batch_size, True))
-    found[PRODUCTS, False] = _products(frames)
+    found[RENDERING, True] = _rendering(to_device(data.tables), first, Plans(data, batch_size, True), on_gpu)
+    found[PRODUCTS, False] = _products(frames, on_gpu)
     if batch_size <= LARGEST_RELEASED:
         found[RELEASED, True] = released_step.Trainer(released_model(), data.tables.images[..., 0], batch_size).advance
     return {name: _done(run) for name, run in found.items()} if on_gpu else found
@@ -161,17 +161,23 @@ def _compiled(render: Any, tables: Any, frames: torch.Tensor, plans: Plans) -> A
 
 
 def _recorded(render: Any, tables: Any, frames: torch.Tensor, first: Plan, plans: Plans) -> Any:
-    """Rendering too is in the graph; what it reads is written before each replay."""
-    trainer, plan = _plain_trainer(frames), Plan(*(field.clone() for field in to_device(first)))
-    replay = plain_torch.recorded(lambda: trainer.step(render(tables, plan)))
+    """Rendering too is in the graph."""
+    trainer = _plain_trainer(frames)
+    return _replaying(lambda plan: trainer.step(render(tables, plan)), first, plans)
+
+
+def _replaying(step: Callable[[Plan], torch.Tensor], first: Plan, plans: Plans) -> Any:
+    """A step as a graph; what it reads of a plan is written before each replay."""
+    plan = Plan(*(field.clone() for field in to_device(first)))
+    replay = plain_torch.recorded(lambda: step(plan))
 
     def run(num_steps: int) -> np.ndarray:
-        drawn, losses = to_device(plans.following(num_steps)), torch.empty(num_steps)
+        drawn, found = to_device(plans.following(num_steps)), torch.empty(num_steps)
         for index in range(num_steps):
             for own, field in zip(plan, drawn, strict=True):
                 own.copy_(field[index])
-            losses[index] = replay()
-        return losses.numpy(force=True)
+            found[index] = replay()
+        return found.numpy(force=True)
 
     return run
 
@@ -186,8 +192,10 @@ def plain_model(experiment: Any, num_pixels: int) -> plain_torch.TVAE:
     return plain_torch.TVAE(neighborhood(experiment), shape, hidden, num_pixels, experiment.mu, experiment.epsilon)
 
 
-def _rendering(tables: Any, plans: Plans) -> Any:
-    """Plans drawn on the host, and frames from them."""
+def _rendering(tables: Any, first: Plan, plans: Plans, on_gpu: bool) -> Any:
+    """Plans drawn on the host, and frames from them; on a GPU as a graph, as they are in the steps beside it."""
+    if on_gpu:
+        return _replaying(lambda plan: rendered(tables, plan)[0, 0, 0, 0, 0], first, plans)
 
     def run(num_steps: int) -> None:
         drawn = to_device(plans.following(num_steps))
@@ -197,19 +205,25 @@ def _rendering(tables: Any, plans: Plans) -> Any:
     return run
 
 
-def _products(frames: torch.Tensor) -> Any:
+def _products(frames: torch.Tensor, on_gpu: bool) -> Any:
     rows = frames.shape[0] * frames.shape[1]
     operands = [
         (torch.randn(rows, size_in), torch.randn(size_out, size_in), torch.randn(rows, size_out), input_needs_gradient)
         for size_in, size_out, input_needs_gradient in layers(paper_experiment("pyro"), frames[0, 0].numel())
     ]
 
+    def one_step() -> torch.Tensor:
+        for x, weight, gradient, input_needs_gradient in operands:
+            x @ weight.T, gradient.T @ x
+            if input_needs_gradient:
+                gradient @ weight
+        return operands[0][0]
+
+    compute = plain_torch.recorded(one_step) if on_gpu else one_step
+
     def run(num_steps: int) -> None:
         for _ in range(num_steps):
-            for x, weight, gradient, input_needs_gradient in operands:
-                x @ weight.T, gradient.T @ x
-                if input_needs_gradient:
-                    gradient @ weight
+            compute()
 
     return run
 

@@ -113,7 +113,7 @@ def cells(row: Row) -> dict[str, str]:
         "contender": row["contender"],
         "batch": str(row["batch"]),
         "data": "" if row["kind"] in (RENDERING, PRODUCTS) else row["data"],
-        "ms/step": f"{1e3 * row['seconds_per_step']:.1f}",
+        "ms/step": f"{1e3 * row['seconds_per_step']:.{1 if row['seconds_per_step'] > 0.01 else 3}f}",
         "frames/s": f"{row['frames_per_second']:.0f}",
         "/ plain": "" if is_part else f"{row['to_plain']:.2f}",
         "/ released": "" if faster is None else f"{faster:.1f}",

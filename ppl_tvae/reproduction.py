@@ -50,11 +50,12 @@ def reproduce(
     """Train, evaluate and tabulate an experiment of the paper (`experiments.EXPERIMENTS`) over seeds.
 
     budget: "paper", its own optimiser and length, or "short". together: train all seeds of a row in one program, as
-    `training.train_seeds` does, where none of them is there yet; seeds are consecutive then. rows: some of the rows, by the names of their run
-    directories ("tvae-13-36", "vae"); all by default. max_sequences: held-out sequences in every number.
-    out: the folder of the runs, by default runs/NAME-BUDGET; the table so far is in it after every seed. changes:
-    settings of every run that differ from the experiment's, such as steps, backend, data or device; the table names
-    them. Raises UserError, or Diverged or Interrupted of `loop`; called again, it goes on where it was.
+    `training.train_seeds` does, where none of them is there yet; seeds are consecutive then, and the backend is
+    numpyro. rows: some of the rows, by the names of their run directories ("tvae-13-36", "vae"); all by default.
+    max_sequences: held-out sequences in every number. out: the folder of the runs, by default runs/NAME-BUDGET; the
+    table so far is in it after every seed. changes: settings of every run that differ from the experiment's, such as
+    steps, backend, data or device; the table names them. Raises UserError, or Diverged or Interrupted of `loop`;
+    called again, it goes on where it was.
     """
     experiment = _with_rows(experiment_of_the_paper(name), rows)
     if budget not in experiment.budgets:
@@ -66,9 +67,9 @@ def reproduce(
     if str(changes.get("data", "")).endswith(".npz"):
         changes["data"] = os.path.abspath(os.path.expanduser(changes["data"]))  # as the run directories have it
     folder = Path(out or Path("runs") / f"{name}-{budget}")
-    if together and list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
-        raise UserError(f"expected consecutive seeds to train together, found {', '.join(map(str, seeds))}")
     asked = list(_experiments(experiment, budget, seeds, changes))
+    if together:
+        _check_together(seeds, asked[0][1].backend)
     resolved = [planned.resolved() for _, planned in asked]  # so that all are checked before the first is trained
     count = len(data_of(resolved[0]).test_plan(max_sequences).image)
     values: dict[str, dict[str, list[float]]] = {label: {} for label in experiment.rows}
@@ -145,6 +146,13 @@ def _experiments(
         for label, row in experiment.rows.items():
             settings = {"data": experiment.data, **experiment.settings, **experiment.budgets[budget], **row}
             yield label, experiment_from({**settings, **changes, "seed": seed})
+
+
+def _check_together(seeds: Sequence[int], backend: str) -> None:
+    if backend != "numpyro":
+        raise UserError(f"expected backend 'numpyro' to train seeds together, found '{backend}'; leave out --together")
+    if list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
+        raise UserError(f"expected consecutive seeds to train together, found {', '.join(map(str, seeds))}")
 
 
 def _run_of(row: Path, seed: int) -> Path:

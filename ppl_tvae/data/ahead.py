@@ -12,7 +12,7 @@ from ppl_tvae.data.plans import Plan
 
 
 class PlansAhead:
-    """The plans of consecutive chunks of steps. They are a pure function of the step, so guessing wrong costs time only."""
+    """The plans of consecutive chunks of steps. A plan is a function of its step: to guess wrong costs time alone."""
 
     def __init__(self, draw: Callable[[int, int], Plan]) -> None:
         """draw(first_step, num_steps) -> plans with leading axes (num_steps, batch)."""

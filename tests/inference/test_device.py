@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from ppl_tvae.evaluation import evaluate
 from ppl_tvae.inference.numpyro import device as jax_device
 from ppl_tvae.inference.pyro import device as torch_device
-from ppl_tvae.evaluation import evaluate
 from ppl_tvae.training import resume, train, train_seeds
 from tests.small_runs import outcome, small_training
 
@@ -72,7 +72,9 @@ def test_numpyro_on_a_gpu_is_numpyro_on_a_cpu(tmp_path):
         train(small_training(tmp_path, "numpyro", device=device, **settings), tmp_path / name, quiet=True)
         for name, device in (("host", "cpu"), ("gpu", "cuda"))
     ]
-    together = train_seeds(small_training(tmp_path, "numpyro", device="cuda", **settings), 2, tmp_path / "s", quiet=True)
+    together = train_seeds(
+        small_training(tmp_path, "numpyro", device="cuda", **settings), 2, tmp_path / "s", quiet=True
+    )
     expected, *found = (run.parameters() for run in (*runs, together[0]))
     for other in found:
         for name, value in expected.items():

@@ -9,9 +9,16 @@ import jax.numpy as jnp
 
 from ppl_tvae.errors import UserError
 
-# Of training on a GPU (docs/performance.md has what each is worth). Products of small batches: left to its own kernels,
-# XLA splits sums over tiles that do not divide them, and copies the weights of every layer to padded ones in each step.
-STEP_OPTIONS = {"xla_gpu_enable_triton_gemm": False, "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT"}
+# XLA's for training on a GPU, where a step of the paper's size is a hundred kernels of microseconds; what each of them
+# saves is in docs/performance.md.
+STEP_OPTIONS: dict[str, Any] = {
+    # Its own products split sums over tiles that do not divide them, and pad the weights of most layers in every step.
+    "xla_gpu_enable_triton_gemm": False,
+    # Kernels that do not wait for each other, such as those of the two encoders, run side by side.
+    "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT",
+    # Merging the encoders' first products into one would copy their weights into one in every step.
+    "xla_gpu_dot_merger_threshold_mb": 0,
+}
 
 
 @contextmanager
