@@ -1,5 +1,7 @@
 """The plain twins compute what ours compute, and the table is made of the times that were measured."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 import torch
 from jax.tree_util import tree_map
 
-from benchmarks import gpu, plain_jax, plain_torch, torch_contenders
+from benchmarks import evaluation, gpu, growth, plain_jax, plain_torch, torch_contenders
 from benchmarks.released_step import Released
 from benchmarks.released_step import Trainer as ReleasedTrainer
 from benchmarks.rounds import interleaved, ratio
@@ -275,3 +277,46 @@ def test_what_the_projection_times(tmp_path, monkeypatch):
     assert [run.experiment.steps for run in trained] == [3, 3, 33]  # the first loads libraries, and is not timed
     assert [steps for steps, _ in found] == [3, 33]
     assert all(seconds > 0 for _, seconds in found)
+
+
+def test_products_of_a_step():
+    """By hand: 50 million operations a frame in the layers, frames needing no gradient, and those of W."""
+    (base, *_), by_size = growth.settings("pyro", "cpu", "S"), {}
+    weights = 2352 * 972, 972 * 648, 648 * 648, 324 * 648
+    forward = 2 * (weights[0] + weights[1] + weights[2]) + weights[3] + weights[1] + weights[0]
+    operations = 144 * 2 * (3 * forward - 2 * weights[0])
+    assert operations / 144 == pytest.approx(49.6e6, rel=0.01)
+    assert growth.products(base) == operations + 4 * 8 * 18 * 324**2
+    for size in growth.SIZES:
+        first, *others = map(growth.products, growth.settings("pyro", "cpu", size))
+        by_size[size] = [other / first for other in others]
+    assert by_size["batch"] == [2, 4]
+    assert by_size["S"][0] > 2  # W grows as its square
+    assert 1 < by_size["C"][0] < by_size["D"][0] < by_size["K"][0] < 2
+
+
+def test_growth_is_measured_in_both_backends(tmp_path, monkeypatch):
+    small = small_training(tmp_path, "numpyro", device="cpu", temporal_window=3)
+    monkeypatch.setattr(growth, "paper_experiment", lambda backend: replace(small, backend=backend).resolved())
+    monkeypatch.setattr(growth, "SIZES", {"C": "num_capsules"})
+    monkeypatch.setattr(growth, "DOUBLINGS", (1, 2))
+    for backend in ("numpyro", "pyro"):
+        rows = growth.measured(backend, "cpu", 0.0)
+        assert [row["value"] for row in rows] == [2, 4]
+        assert rows[0]["measured"] == rows[0]["predicted"] == 1
+        assert all(row["ms"] > 0 for row in rows)
+
+
+def test_the_tables_of_evaluation(monkeypatch, capsys):
+    asked = []
+    found = {
+        "train": None,
+        "memory": {"sequences": 5, "mebibytes": 600.4, "seconds": 1.5},
+        "time": {"ours_ms": 20.0, "plain_ms": 10.0, "to_plain": 2.0, "networks_share": 0.5},
+    }
+    monkeypatch.setattr(evaluation, "_in_own_process", lambda task: asked.append(task) or found[task[0]])
+    evaluation.main(["--backends", "pyro", "--particles", "10", "--sequences", "5"])
+    assert [task[-1] for task in asked if task[0] != "train"] == ["cpu", "cpu"]
+    printed = capsys.readouterr().out
+    assert "| pyro | 10 | 5 | 600 | 1.5 |" in printed
+    assert "| pyro | 128 | 8 | 20 | 10 | 2.00 | 50% |" in printed

@@ -133,6 +133,37 @@ def test_the_table_of_the_seeds_that_are_done_is_there_before_the_next(small, mo
     assert {len(own["elbo"]) for own in table["values"].values()} == {1}
 
 
+def test_seeds_together_are_the_seeds_one_by_one(small, monkeypatch):
+    """The seeds of a row in one program, and the same table; an interrupted run goes on alone."""
+    folder, settings = small
+    settings["rows"] = ["vae"]
+    together = []
+    train_seeds = reproduction.train_seeds
+    monkeypatch.setattr(reproduction, "train_seeds", lambda *a, **kw: together.append(a[1]) or train_seeds(*a, **kw))
+    found = reproduction.reproduce("table1", out=folder / "together", seeds=(0, 1), together=True, **settings)
+    assert together == [2]
+    expected = reproduction.reproduce("table1", out=folder / "alone", seeds=(0, 1), **settings)
+    np.testing.assert_allclose(found.values["vae"]["elbo"], expected.values["vae"]["elbo"], rtol=1e-4)
+
+    run = open_run(folder / "together" / "vae-seed1")
+    max((run.path / "state").glob("*.safetensors")).unlink()  # as if it had been killed after the checkpoint of step 3
+    run.forget_metrics_after(3)
+    again = reproduction.reproduce("table1", out=folder / "together", seeds=(0, 1), together=True, **settings)
+    assert together == [2]
+    np.testing.assert_allclose(again.values["vae"]["elbo"], found.values["vae"]["elbo"], rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [({"backend": "pyro"}, "expected backend 'numpyro'"), ({"seeds": (0, 2)}, "expected consecutive seeds .* 0, 2")],
+)
+def test_what_is_not_trained_together(asked, words, small):
+    folder, settings = small
+    with pytest.raises(UserError, match=words):
+        reproduction.reproduce("table1", out=folder, together=True, **(settings | asked))
+    assert not folder.exists()
+
+
 def test_some_of_the_rows(small):
     folder, settings = small
     found = reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)

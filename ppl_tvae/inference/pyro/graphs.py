@@ -6,6 +6,7 @@ that is written before the replay, and nothing may wait for a value from the dev
 replay, since torch's generator tells each of them where in its stream it is.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -96,7 +97,9 @@ def _on_side_stream() -> Iterator[None]:
 @contextmanager
 def _waiting_is_an_error() -> Iterator[None]:
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode is a prototype")
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
