@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from ppl_tvae.reproduction import reproduce as reproduce
     from ppl_tvae.runs import Run as Run
     from ppl_tvae.runs import open_run as open_run
+    from ppl_tvae.seeds import train_seeds as train_seeds
     from ppl_tvae.training import resume as resume
     from ppl_tvae.training import train as train
-    from ppl_tvae.training import train_seeds as train_seeds
 
 _HOMES = {
     "Experiment": "config",
@@ -52,7 +52,7 @@ _HOMES = {
     "open_run": "runs",
     "resume": "training",
     "train": "training",
-    "train_seeds": "training",
+    "train_seeds": "seeds",
 }
 __all__ = list(_HOMES)
 

@@ -52,6 +52,7 @@ def _told(what: Exception | str, code: int) -> int:
 
 def _train(options: argparse.Namespace) -> None:
     from ppl_tvae import training
+    from ppl_tvae.seeds import train_seeds
 
     if training.is_follower():
         training.follow()
@@ -65,7 +66,7 @@ def _train(options: argparse.Namespace) -> None:
     experiment = replace(read_toml(options.config) if options.config else Experiment(), **given)
     out = options.out or Path("runs") / f"{Path(experiment.model).stem}-{experiment.backend}"
     several = options.seeds is not None
-    runs = training.train_seeds(experiment, options.seeds, out) if several else [training.train(experiment, out)]
+    runs = train_seeds(experiment, options.seeds, out) if several else [training.train(experiment, out)]
     _show_training(options, runs)
 
 

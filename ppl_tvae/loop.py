@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -65,7 +65,7 @@ class Loop:
 
     def run_to_end(self) -> None:
         """Train until the last step, the end of patience, Ctrl-C or a loss that is not finite."""
-        with self.bar, self._interruptible():
+        with self.bar, closing(self.ahead), self._interruptible():
             while not self._finished():
                 self._chunk()
                 self._tell_execution()
@@ -207,6 +207,7 @@ def run_together(loops: Sequence[Loop], advance: Callable[[Sequence[Any], Sequen
     with ExitStack() as context:
         for loop in loops:
             context.enter_context(loop.bar)
+            context.enter_context(closing(loop.ahead))
         context.enter_context(loops[0]._interruptible())
         going = list(loops)
         while going := [loop for loop in going if not loop._finished()]:

@@ -20,7 +20,8 @@ from ppl_tvae.evaluation import evaluate
 from ppl_tvae.experiments import Column, Reproduction, experiment_of_the_paper
 from ppl_tvae.figures import FIGURES, draw_figures
 from ppl_tvae.runs import Run, open_run, writing_to
-from ppl_tvae.training import CHANGEABLE, data_of, resume, train, train_seeds
+from ppl_tvae.seeds import run_of, train_seeds
+from ppl_tvae.training import CHANGEABLE, data_of, resume, train
 
 _PARTICLES = (10, 100)
 
@@ -50,7 +51,7 @@ def reproduce(
     """Train, evaluate and tabulate an experiment of the paper (`experiments.EXPERIMENTS`) over seeds.
 
     budget: "paper", its own optimiser and length, or "short". together: train all seeds of a row in one program, as
-    `training.train_seeds` does, where none of them is there yet; seeds are consecutive then, and the backend is
+    `seeds.train_seeds` does, where none of them is there yet; seeds are consecutive then, and the backend is
     numpyro. rows: some of the rows, by the names of their run directories ("tvae-13-36", "vae"); all by default.
     max_sequences: held-out sequences in every number. out: the folder of the runs, by default runs/NAME-BUDGET; the
     table so far is in it after every seed. changes: settings of every run that differ from the experiment's, such as
@@ -75,9 +76,9 @@ def reproduce(
     values: dict[str, dict[str, list[float]]] = {label: {} for label in experiment.rows}
     for number, (label, planned) in enumerate(asked, start=1):
         row = folder / _slug(label)
-        if together and not any(_run_of(row, seed).exists() for seed in seeds):
+        if together and not any(run_of(row, seed).exists() for seed in seeds):
             train_seeds(planned, len(seeds), row, quiet=quiet)
-        run = _trained(planned, _run_of(row, planned.seed), quiet)
+        run = _trained(planned, run_of(row, planned.seed), quiet)
         for column, value in _numbers(run, experiment, count, planned.device, quiet).items():
             values[label].setdefault(column, []).append(value)
         old = [name for name in experiment.figures if not run.is_up_to_date(f"figures/{FIGURES[name].file}")]
@@ -153,11 +154,6 @@ def _check_together(seeds: Sequence[int], backend: str) -> None:
         raise UserError(f"expected backend 'numpyro' to train seeds together, found '{backend}'; leave out --together")
     if list(seeds) != list(range(seeds[0], seeds[0] + len(seeds))):
         raise UserError(f"expected consecutive seeds to train together, found {', '.join(map(str, seeds))}")
-
-
-def _run_of(row: Path, seed: int) -> Path:
-    """As `train_seeds` names it."""
-    return Path(f"{row}-seed{seed}")
 
 
 def _trained(experiment: Experiment, path: Path, quiet: bool) -> Run:

@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ppl_tvae.data import Plan, SequenceData, open_data, render
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization
-from ppl_tvae.loop import Diverged, Loop, run_together
+from ppl_tvae.loop import Diverged, Loop
 from ppl_tvae.models.initial import shared_draws
 from ppl_tvae.runs import Checkpoint, Run, check_new, create_run, open_run
 
@@ -43,38 +42,12 @@ def train(experiment: Experiment, out: Path | str, *, quiet: bool = False) -> Ru
     data = data_of(experiment)
     resolved = replace(experiment, num_timesteps=data.num_timesteps, transforms=data.transforms).resolved()
     with trainer_of(resolved, data) as trainer:
-        held_out = _held_out(resolved, data)
-        elbo = _first_elbo(resolved, held_out, trainer)
-        loop = Loop(create_run(Path(out), resolved), data, held_out, trainer, _optimization(resolved), quiet)
+        held_out = held_out_plan(resolved, data)
+        elbo = first_elbo(resolved, held_out, trainer)
+        loop = Loop(create_run(Path(out), resolved), data, held_out, trainer, optimization_of(resolved), quiet)
         loop.begin(elbo)
         loop.run_to_end()
     return loop.run
-
-
-def train_seeds(experiment: Experiment, num_seeds: int, out: Path | str, *, quiet: bool = False) -> list[Run]:
-    """Train an experiment from its own seed and the num_seeds - 1 after it, seed N into the run directory OUT-seedN.
-
-    NumPyro trains all in one compiled program, Pyro one after another. Each run is an ordinary one: it ends where it
-    would have ended alone, up to rounding in NumPyro, and can be resumed alone. Raises as `train`; where a seed
-    diverges, Diverged is raised once the others are done.
-    """
-    if num_seeds < 1:
-        raise UserError(f"expected at least 1 seed, found {num_seeds}")
-    seeded = [replace(experiment, seed=experiment.seed + index) for index in range(num_seeds)]
-    paths = [Path(f"{out}-seed{each.seed}") for each in seeded]
-    for each, path in zip(seeded, paths, strict=True):
-        each.resolved()
-        check_new(path)
-    if _num_processes() > 1:
-        raise UserError("expected one seed in a run that torchrun started, found several; train them one by one")
-    if experiment.backend == "pyro":
-        return _one_after_another(seeded, paths, quiet)
-    if experiment.devices > 1:
-        raise UserError(
-            f"expected one device with several seeds, which one program trains, found {experiment.devices}; leave out "
-            f"--devices, or train the seeds one by one"
-        )
-    return _all_at_once(seeded, paths, quiet)
 
 
 def resume(
@@ -100,11 +73,11 @@ def resume(
     _check_can_go_on(own, checkpoint, experiment.steps)
     data = data_of(experiment)
     with trainer_of(experiment, data) as trainer:
-        held_out = _held_out(experiment, data)
+        held_out = held_out_plan(experiment, data)
         run = replace(own, experiment=experiment)
-        loop = Loop(run, data, held_out, trainer, _optimization(experiment), quiet)
+        loop = Loop(run, data, held_out, trainer, optimization_of(experiment), quiet)
         if checkpoint is None:
-            loop.begin(_first_elbo(experiment, held_out, trainer))
+            loop.begin(first_elbo(experiment, held_out, trainer))
         else:
             _check_fits(trainer.state(), checkpoint, run.path)
             loop.take_up(checkpoint)
@@ -168,17 +141,17 @@ def _trainer(trainer_class: Callable[..., Any], experiment: Experiment, data: Se
         return trainer_class(
             program,
             _objective(experiment),
-            _optimization(experiment),
+            optimization_of(experiment),
             renderer(experiment),
             data.tables,
-            _first_plan(experiment, data),
+            first_plan(experiment, data),
             experiment.seed,
         )
 
 
 def is_follower() -> bool:
     """Whether torchrun started this process beside another, rank 0, which has the run."""
-    return _num_processes() > 1 and int(os.environ["RANK"]) > 0
+    return num_processes() > 1 and int(os.environ["RANK"]) > 0
 
 
 def follow() -> None:
@@ -197,7 +170,7 @@ def follow() -> None:
             _trainer(partial(backend.DistributedTrainer, ranks=ranks), experiment, data).obey()
 
 
-def _num_processes() -> int:
+def num_processes() -> int:
     """How many processes torchrun started, 1 without it."""
     return int(os.environ["WORLD_SIZE"]) if {"RANK", "LOCAL_RANK", "WORLD_SIZE"} <= set(os.environ) else 1
 
@@ -206,8 +179,8 @@ def _num_processes() -> int:
 def _trainer_class(experiment: Experiment) -> Iterator[Callable[..., Any]]:
     """The trainer for one device, for several, or for rank 0 of several processes. Raises UserError."""
     modules = f"ppl_tvae.inference.{experiment.backend}"
-    if _num_processes() > 1:
-        _check_processes(experiment, _num_processes())
+    if num_processes() > 1:
+        _check_processes(experiment, num_processes())
         distributed = import_module(f"{modules}.distributed")
         with distributed.joined() as ranks:
             ranks.tell(experiment.to_mapping())
@@ -235,52 +208,17 @@ def _check_processes(experiment: Experiment, num_processes: int) -> None:
         )
 
 
-def _one_after_another(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: bool) -> list[Run]:
-    runs, diverged = [], []
-    for experiment, path in zip(seeded, paths, strict=True):
-        try:
-            runs.append(train(experiment, path, quiet=quiet))
-        except Diverged as error:
-            diverged.append(str(error))
-    if diverged:
-        raise Diverged("; ".join(diverged))
-    return runs
-
-
-def _all_at_once(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: bool) -> list[Run]:
-    data = data_of(seeded[0])
-    resolved = [
-        replace(each, num_timesteps=data.num_timesteps, transforms=data.transforms).resolved() for each in seeded
-    ]
-    with trainer_of(resolved[0], data) as first:
-        trainers = [first, *(_reseeded(first, each, data) for each in resolved[1:])]
-        held_out, optimization = _held_out(resolved[0], data), _optimization(resolved[0])
-        elbos = [_first_elbo(*each) for each in zip(resolved, repeat(held_out), trainers)]
-        loops = [
-            Loop(create_run(path, each), data, held_out, trainer, optimization, quiet or each is not resolved[0])
-            for path, each, trainer in zip(paths, resolved, trainers, strict=True)
-        ]
-        for loop, elbo in zip(loops, elbos, strict=True):
-            loop.begin(elbo)
-        run_together(loops, import_module("ppl_tvae.inference.numpyro.svi").advance_together)
-    return [loop.run for loop in loops]
-
-
-def _reseeded(trainer: Any, experiment: Experiment, data: SequenceData) -> Any:
-    with shared_draws(experiment.seed):
-        return trainer.reseeded(_first_plan(experiment, data), experiment.seed)
-
-
-def _first_plan(experiment: Experiment, data: SequenceData) -> Plan:
+def first_plan(experiment: Experiment, data: SequenceData) -> Plan:
+    """The first batch: what fixes the shapes of all."""
     return Plan(*(field[0] for field in data.train_plans(experiment.seed, 0, 1, experiment.batch_size)))
 
 
-def _held_out(experiment: Experiment, data: SequenceData) -> Plan:
+def held_out_plan(experiment: Experiment, data: SequenceData) -> Plan:
     """The validation sequences, in batches."""
     return batched(data.validation_plan(experiment.validation_sequences), experiment.batch_size)
 
 
-def _first_elbo(experiment: Experiment, held_out: Plan, trainer: Any) -> float:
+def first_elbo(experiment: Experiment, held_out: Plan, trainer: Any) -> float:
     """The held-out ELBO before the first step, nats per frame. Raises Diverged if it is not finite."""
     with naming_the_program(experiment):
         elbo = -trainer.held_out_loss(held_out)
@@ -346,7 +284,8 @@ def _objective(experiment: Experiment) -> Objective:
     )
 
 
-def _optimization(experiment: Experiment) -> Optimization:
+def optimization_of(experiment: Experiment) -> Optimization:
+    """The settings of the optimiser of a resolved experiment."""
     assert experiment.learning_rate is not None
     return Optimization(
         experiment.optimizer,

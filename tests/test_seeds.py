@@ -10,7 +10,8 @@ from ppl_tvae import cli
 from ppl_tvae.errors import UserError
 from ppl_tvae.loop import Diverged, Interrupted, Loop
 from ppl_tvae.runs import Run, open_run
-from ppl_tvae.training import resume, train, train_seeds
+from ppl_tvae.seeds import train_seeds
+from ppl_tvae.training import resume, train
 from tests.small_runs import BACKENDS, outcome, small_arguments, small_training
 
 

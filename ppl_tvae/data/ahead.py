@@ -27,6 +27,10 @@ class PlansAhead:
         self._guess = after, self._thread.submit(self._draw, after, num_steps)
         return plans
 
+    def close(self) -> None:
+        """Let the thread end."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
     def _drawn(self, first_step: int, num_steps: int) -> Plan:
         if self._guess is None or self._guess[0] != first_step:
             return self._draw(first_step, num_steps)

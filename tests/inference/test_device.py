@@ -9,7 +9,8 @@ import torch
 from ppl_tvae.evaluation import evaluate
 from ppl_tvae.inference.numpyro import device as jax_device
 from ppl_tvae.inference.pyro import device as torch_device
-from ppl_tvae.training import resume, train, train_seeds
+from ppl_tvae.seeds import train_seeds
+from ppl_tvae.training import resume, train
 from tests.small_runs import outcome, small_training
 
 MATMUL = ("tf32", "float32")
