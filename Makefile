@@ -2,7 +2,7 @@
 #   make demo [BACKEND=pyro]    train on real digits, print held-out ELBOs, draw reconstructions
 #   make test                   the tests; PPL_TVAE_DATA=DIR adds those on the real data files there
 #   make lint, make types       ruff, mypy
-#   make bench                  training steps and importance weights beside the same model without a PPL, cost by size
+#   make bench                  training steps and importance weights beside the same model without a PPL, cost by size; rows in runs/bench/
 #   make gpu [JAX_CUDA=cuda12]  on a machine with a GPU, in under ten minutes: the tests that need one, steps per second,
 #                               and how long the paper's run of a model would take
 # torch: the constraints file pins a version that has a CPU build; pip takes it where an index offers it, e.g. with
@@ -33,9 +33,10 @@ types: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python -m benchmarks.training_step --seconds 2
-	$(BIN)/python -m benchmarks.growth --seconds 0.5
-	$(BIN)/python -m benchmarks.evaluation --sequences 16 --particles 10,160 --seconds 4
+	mkdir -p runs/bench
+	$(BIN)/python -m benchmarks.training_step --seconds 2 --json runs/bench/steps.json
+	$(BIN)/python -m benchmarks.growth --seconds 0.5 --json runs/bench/growth.json
+	$(BIN)/python -m benchmarks.evaluation --sequences 16 --particles 10,160 --seconds 4 --json runs/bench/evaluation.json
 
 gpu: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'jax[$(JAX_CUDA)]'

@@ -1,7 +1,7 @@
 """What importance weights cost: memory by number of particles, and time beside the same forward passes by hand.
 
     python -m benchmarks.evaluation [--sequences 1000] [--particles 10,1000] [--backends numpyro,pyro]
-        [--device cuda]
+        [--device cuda] [--json FILE]
 
 Memory is the peak of a process of its own that calls `ppl_tvae.evaluate` on a run that another one trained, for one
 step on `digits`; time is taken in turns (see `rounds.py`), on one batch.
@@ -28,30 +28,32 @@ TIMED_BATCH, TIMED_PARTICLES = 8, 128
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark; two tables go to standard output."""
+    """Run the benchmark; two tables go to standard output, and their rows to a JSON file on request."""
     options = _options(arguments)
     if options.worker:
         print(json.dumps(WORKERS[options.worker[0]](*options.worker[1:])))
         return
-    print(
-        machine_line(options.device),
-        "\n| backend | K | sequences | peak memory, MiB | seconds |\n|---|---|---|---|---|",
-        sep="\n",
-    )
+    machine, memory, timing = machine_line(options.device), [], []
+    print(machine, "\n| backend | K | sequences | peak memory, MiB | seconds |", "|---|---|---|---|---|", sep="\n")
     for backend in options.backends:
         with tempfile.TemporaryDirectory() as folder:
             run = str(Path(folder) / "run")
             _in_own_process(["train", backend, run])
             for count in options.particles:
                 row = _in_own_process(["memory", run, str(options.sequences), str(count), options.device])
+                memory.append({"backend": backend, "particles": count, **row})
                 figures = f"{row['sequences']} | {row['mebibytes']:.0f} | {row['seconds']:.1f}"
                 print(f"| {backend} | {count} | {figures} |", flush=True)
     print("\n| backend | K | sequences | log weights, ms | by hand, ms | / by hand | networks alone |")
     print("|---|---|---|---|---|---|---|")
     for backend in options.backends:
         row = _in_own_process(["time", backend, str(options.seconds), options.device])
+        timing.append({"backend": backend, "particles": TIMED_PARTICLES, "sequences": TIMED_BATCH, **row})
         figures = f"{row['ours_ms']:.0f} | {row['plain_ms']:.0f} | {row['to_plain']:.2f} | {row['networks_share']:.0%}"
         print(f"| {backend} | {TIMED_PARTICLES} | {TIMED_BATCH} | {figures} |", flush=True)
+    if options.json:
+        found = {"machine": machine, "memory": memory, "time": timing}
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def trained(backend: str, run: str) -> None:
@@ -109,6 +111,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=10.0, help="how long each contender is timed (10)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
     parser.add_argument("--backends", type=backend_names, default=list(CONTENDERS), metavar="NAME,...", help="(both)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows too")
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -1,6 +1,6 @@
 """How the cost of a training step grows with the sizes of the model, each doubled once and twice.
 
-    python -m benchmarks.growth [--seconds 1] [--backends numpyro,pyro] [--device cuda]
+    python -m benchmarks.growth [--seconds 1] [--backends numpyro,pyro] [--device cuda] [--json FILE]
 
 Beside the measured ratio stands the one that the matrix products alone predict, those with W included. Contenders of a
 backend take turns in a process of their own (see `rounds.py`).
@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -31,18 +32,22 @@ PIXELS = 28 * 28 * 3
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the benchmark; one table goes to standard output."""
+    """Run the benchmark; one table goes to standard output, and its rows to a JSON file on request."""
     options = _options(arguments)
     if options.worker:
         print(json.dumps(measured(options.worker, options.device, options.seconds)))
         return
-    print(machine_line(options.device), "\n| backend | size | value | ms/step | measured | predicted |", sep="\n")
+    machine, rows = machine_line(options.device), []
+    print(machine, "\n| backend | size | value | ms/step | measured | predicted |", sep="\n")
     print("|---|---|---:|---:|---:|---:|")
     for backend in options.backends:
         for row in _in_own_process(backend, options):
             figures = f"{row['ms']:.2f} | {row['measured']:.2f} | {row['predicted']:.2f}"
             print(f"| {backend} | {row['size']} | {row['value']} | {figures} |", flush=True)
+            rows.append({"backend": backend, **row})
     print("measured: time as a multiple of that of the size's first row; predicted: by the matrix products alone")
+    if options.json:
+        options.json.write_text(json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n")
 
 
 def settings(backend: str, device: str, size: str) -> list[Experiment]:
@@ -116,6 +121,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=1.0, help="how long each size is timed (1)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
     parser.add_argument("--backends", type=backend_names, default=list(CONTENDERS), metavar="NAME,...", help="(both)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows too")
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -1,5 +1,6 @@
 """The plain twins compute what ours compute, and the table is made of the times that were measured."""
 
+import json
 from dataclasses import replace
 
 import jax
@@ -307,7 +308,15 @@ def test_growth_is_measured_in_both_backends(tmp_path, monkeypatch):
         assert all(row["ms"] > 0 for row in rows)
 
 
-def test_the_tables_of_evaluation(monkeypatch, capsys):
+def test_the_table_of_growth(monkeypatch, capsys, tmp_path):
+    row = {"size": "C", "value": 36, "ms": 12.345, "measured": 1.25, "predicted": 1.13}
+    monkeypatch.setattr(growth, "_in_own_process", lambda backend, options: [row])
+    growth.main(["--backends", "pyro", "--json", str(tmp_path / "rows.json")])
+    assert "| pyro | C | 36 | 12.35 | 1.25 | 1.13 |" in capsys.readouterr().out
+    assert json.loads((tmp_path / "rows.json").read_text())["rows"] == [{"backend": "pyro", **row}]
+
+
+def test_the_tables_of_evaluation(monkeypatch, capsys, tmp_path):
     asked = []
     found = {
         "train": None,
@@ -315,8 +324,11 @@ def test_the_tables_of_evaluation(monkeypatch, capsys):
         "time": {"ours_ms": 20.0, "plain_ms": 10.0, "to_plain": 2.0, "networks_share": 0.5},
     }
     monkeypatch.setattr(evaluation, "_in_own_process", lambda task: asked.append(task) or found[task[0]])
-    evaluation.main(["--backends", "pyro", "--particles", "10", "--sequences", "5"])
+    evaluation.main(
+        ["--backends", "pyro", "--particles", "10", "--sequences", "5", "--json", str(tmp_path / "rows.json")]
+    )
     assert [task[-1] for task in asked if task[0] != "train"] == ["cpu", "cpu"]
     printed = capsys.readouterr().out
     assert "| pyro | 10 | 5 | 600 | 1.5 |" in printed
     assert "| pyro | 128 | 8 | 20 | 10 | 2.00 | 50% |" in printed
+    assert json.loads((tmp_path / "rows.json").read_text())["memory"][0]["mebibytes"] == 600.4
