@@ -59,18 +59,21 @@ def exact_posterior(frames):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kernel", ["nuts", "hmc"])
 def test_recovers_a_posterior_in_closed_form(kernel, backend):
-    """From a guide that is off, on several sequences at once, under a plate whose scale must not count."""
+    """From a guide that is off, on several sequences at once, under a plate whose scale must not count.
+
+    After 150 iterations the adaptation is a matter of luck: of six seeds three gave chains with errors too large to tell.
+    """
     host, arrays, dist = HOSTS[backend]
     program, frames = linear_gaussian.program(host, arrays.exp, dist, 50), linear_gaussian.observations(2)
     ticks = []
-    settings = MCMC(kernel, num_warmup=150, num_draws=250, num_chains=2)
+    settings = MCMC(kernel, num_warmup=300, num_draws=400, num_chains=2)
     chains = chains_of(backend, program, linear_gaussian.parameters(0.5), frames, settings, ticks.append)
-    assert sum(ticks) == pytest.approx(400)
+    assert sum(ticks) == pytest.approx(700)
     mean, scale = exact_posterior(frames)
     for place, name in enumerate("ab"):
-        assert chains.sites[name].shape == (2, 250, 2)
+        assert chains.sites[name].shape == (2, 400, 2)
         assert_has_moments(chains.sites[name], mean[:, place], scale[place])
-    assert all(value.shape == (2, 250, 2) for value in chains[1:])
+    assert all(value.shape == (2, 400, 2) for value in chains[1:])
     assert not chains.diverging.any()
     assert (chains.num_steps >= 1).all()
     assert (chains.step_size == chains.step_size[:, :1]).all()
