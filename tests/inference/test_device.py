@@ -39,6 +39,19 @@ def test_jax_is_told_in_the_compiled_program(matmul, told):
     assert f"precision = [{told}]" in program
 
 
+def test_small_numbers_count_as_zero_in_torch_as_in_jax():
+    """And not afterwards."""
+    small = torch.tensor([1e-39, 1e-30])
+    with torch_device.on_device("cpu", "float32"):
+        assert (0.5 * small).tolist() == [0.0, pytest.approx(5e-31)]
+    assert 0 < float(0.5 * small[0]) < 1e-38
+    with torch_device.denormals_as_zero():
+        with torch_device.denormals_as_zero():
+            pass
+        assert float(0.5 * small[0]) == 0
+    assert float(jax.jit(lambda x: 0.5 * x)(small.numpy())[0]) == 0
+
+
 @pytest.mark.parametrize("backend", ["numpyro", "pyro"])
 def test_on_a_cpu_the_setting_changes_no_bit(backend, tmp_path):
     settings = {"device": "cpu", "steps": 5, "log_every": 5, "evaluate_every": 5}

@@ -61,7 +61,7 @@ def exact_posterior(frames):
 def test_recovers_a_posterior_in_closed_form(kernel, backend):
     """From a guide that is off, on several sequences at once, under a plate whose scale must not count.
 
-    After 150 iterations the adaptation is a matter of luck: of six seeds three gave chains with errors too large to tell.
+    After 150 iterations the adaptation is a matter of luck: three of six seeds gave chains with too large an error.
     """
     host, arrays, dist = HOSTS[backend]
     program, frames = linear_gaussian.program(host, arrays.exp, dist, 50), linear_gaussian.observations(2)
