@@ -29,6 +29,8 @@ from ppl_tvae.program import Program
 Latents = dict[str, Tensor]
 LogWeights = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
+# Memory that is handed back has to be asked for again, which takes as long as some ten draws; kept, it creeps up.
+_DRAWS_PER_RETURN = 128
 _CHUNKS_PER_DRAW = 4  # latents are a hundredth of the pixels and hidden units that a chunk's decoder fills
 
 
@@ -77,7 +79,8 @@ def _vectorised_draws(
     """
     for start in range(0, num_particles, _CHUNKS_PER_DRAW * chunk):
         size = min(_CHUNKS_PER_DRAW * chunk, num_particles - start)
-        return_freed_memory()
+        if start % _DRAWS_PER_RETURN == 0:
+            return_freed_memory()
         latents, log_q = _vectorised_guide(program, frames, size, log_density)
         for part in torch.arange(size).split(chunk):
             piece = slice(int(part[0]), int(part[-1]) + 1)
