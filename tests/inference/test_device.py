@@ -39,6 +39,14 @@ def test_jax_is_told_in_the_compiled_program(matmul, told):
     assert f"precision = [{told}]" in program
 
 
+def test_options_of_a_step_on_a_gpu_are_known_to_this_xla():
+    """On a CPU they change nothing, but an unknown one is refused there too."""
+    lowered = jax.jit(lambda a: a @ a).lower(jnp.ones((2, 2)))
+    assert lowered.compile(compiler_options=jax_device.STEP_OPTIONS)(jnp.ones((2, 2))).sum() == 8
+    with pytest.raises(Exception, match="No such compile option"):
+        lowered.compile(compiler_options={"xla_gpu_no_such_option": True})
+
+
 def test_small_numbers_count_as_zero_in_torch_as_in_jax():
     """And not afterwards."""
     small = torch.tensor([1e-39, 1e-30])
