@@ -9,7 +9,6 @@ import numpy as np
 from ppl_tvae.assembly import lattice_of
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan, SequenceData, render
-from ppl_tvae.data.ahead import PlansAhead
 from ppl_tvae.inference.optimization import Optimization
 from ppl_tvae.training import data_of
 
@@ -65,14 +64,14 @@ class Plans:
 
     def __init__(self, data: SequenceData, batch_size: int, drawn: bool) -> None:
         self._draw = lambda first_step, num_steps: data.train_plans(0, first_step, num_steps, batch_size)
-        self._ahead, self._drawn, self._step = PlansAhead(self._draw), drawn, 0
+        self._drawn, self._step = drawn, 0
 
     def following(self, num_steps: int) -> Plan:
         """The plans of the next steps, with leading axes (num_steps, batch)."""
         if not self._drawn:
             return Plan(*(np.repeat(field, num_steps, axis=0) for field in self._draw(0, 1)))
         self._step += num_steps
-        return self._ahead.take(self._step - num_steps, num_steps)
+        return self._draw(self._step - num_steps, num_steps)
 
 
 def layers(experiment: Experiment, num_pixels: int) -> list[tuple[int, int, bool]]:

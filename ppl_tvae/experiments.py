@@ -14,7 +14,7 @@ Settings = Mapping[str, Any]  # of config.Experiment, by name
 # The paper's optimiser and likelihood. Its loss is a mean over frames, as ours is, so the step size carries over.
 _PAPER: Settings = {
     "optimizer": "sgd", "learning_rate": 1e-4, "momentum": 0.9, "batch_size": 8, "likelihood": "bernoulli-grey",
-    "log_every": 1000, "evaluate_every": 20_000,
+    "log_every": 5000, "evaluate_every": 50_000,
 }  # fmt: skip
 # What learns within minutes on two cores; a likelihood that is one.
 _SHORT: Settings = {

@@ -6,14 +6,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
 from ppl_tvae.data import Plan, SequenceData
-from ppl_tvae.data.ahead import PlansAhead
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.runs import Checkpoint, Run
 
@@ -37,11 +36,11 @@ class Loop:
     ) -> None:
         """held_out: plans (batches, batch, ...) of the sequences that choose the best parameters."""
         self.run, self.data, self.held_out = run, data, held_out
-        self.ahead = PlansAhead(self._draw)
         self.trainer, self.optimization = trainer, optimization
         self.step, self.best, self.stale = 0, -math.inf, 0
         self.pending: list[float] = []
         self.seconds = self.seconds_pending = 0.0
+        self.rate = 1.0  # steps per second: a first guess, then those of the last chunk
         self.stop = False
         self.quiet = quiet
         self.bar = tqdm(total=run.experiment.steps, unit="step", disable=True if quiet else None, dynamic_ncols=True)
@@ -65,7 +64,7 @@ class Loop:
 
     def run_to_end(self) -> None:
         """Train until the last step, the end of patience, Ctrl-C or a loss that is not finite."""
-        with self.bar, closing(self.ahead), self._interruptible():
+        with self.bar, self._interruptible():
             while not self._finished():
                 self._chunk()
                 self._tell_execution()
@@ -88,12 +87,9 @@ class Loop:
         losses = self.trainer.advance(plans)
         self._account(losses, snapshot, time.perf_counter() - started)
 
-    def _draw(self, first_step: int, num_steps: int) -> Plan:
-        experiment = self.run.experiment
-        return self.data.train_plans(experiment.seed, first_step, num_steps, experiment.batch_size)
-
     def _plans(self, num_steps: int) -> Plan:
-        return self.ahead.take(self.step, num_steps)
+        experiment = self.run.experiment
+        return self.data.train_plans(experiment.seed, self.step, num_steps, experiment.batch_size)
 
     def _account(self, losses: np.ndarray, snapshot: Any, seconds: float) -> None:
         """Take note of the steps that the trainer has done since `snapshot`."""
@@ -103,6 +99,7 @@ class Loop:
             self.trainer.rewind(snapshot)
             self._give_up(f"the loss at step {self.step + bad + 1} is {losses[bad]}")
         self.step += num_steps
+        self.rate = num_steps / seconds
         self.pending += losses.tolist()
         self.seconds_pending += seconds
         self.bar.update(num_steps)
@@ -117,8 +114,7 @@ class Loop:
         experiment = self.run.experiment
         until_log = experiment.log_every - self.step % experiment.log_every
         until_evaluation = experiment.evaluate_every - self.step % experiment.evaluate_every
-        rate = len(self.pending) / self.seconds_pending if self.seconds_pending else 1.0
-        affordable = max(1, int(rate * _SECONDS_PER_CHUNK))
+        affordable = max(1, int(self.rate * _SECONDS_PER_CHUNK))
         return min(until_log, until_evaluation, experiment.steps - self.step, affordable)
 
     def _evaluate(self) -> float:
@@ -207,7 +203,6 @@ def run_together(loops: Sequence[Loop], advance: Callable[[Sequence[Any], Sequen
     with ExitStack() as context:
         for loop in loops:
             context.enter_context(loop.bar)
-            context.enter_context(closing(loop.ahead))
         context.enter_context(loops[0]._interruptible())
         going = list(loops)
         while going := [loop for loop in going if not loop._finished()]:

@@ -1,14 +1,17 @@
 """Both backends train the same program from the same parameters on the same batches; only the noise differs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan, render
+from ppl_tvae.inference.numpyro import svi
 from ppl_tvae.inference.numpyro.device import to_device as to_jax
 from ppl_tvae.inference.pyro.device import to_device as to_torch
-from ppl_tvae.training import data_of, trainer_of
+from ppl_tvae.training import data_of, first_plan, trainer_of
 from tests.conftest import STANDARD_ERRORS
 from tests.small_runs import BACKENDS
 
@@ -74,3 +77,29 @@ def test_frames_are_the_same_in_both_backends():
     drawn = render(data.tables, plan, True)
     np.testing.assert_array_equal(np.asarray(render(to_jax(data.tables), to_jax(plan), True)), drawn)
     np.testing.assert_array_equal(render(to_torch(data.tables), to_torch(plan), True).numpy(), drawn)
+
+
+def test_how_numpyro_groups_steps_changes_nothing(monkeypatch):
+    """What a GPU is given (four steps in an iteration, updates apart from products) are the steps of a CPU.
+
+    So are chunks that one compiled call does not hold; two seeds at once.
+    """
+    experiment = replace(digits("tvae", "numpyro"), optimizer="sgd", learning_rate=1e-3, precision="float64")
+    data = data_of(experiment)
+    found = []
+    monkeypatch.setattr(svi, "_CAPACITIES", (16,))
+    for as_on_gpu, lengths in ((False, (33,)), (True, (3, 10, 20))):
+        monkeypatch.setattr(svi, "on_gpu", lambda as_on_gpu=as_on_gpu: as_on_gpu)
+        with trainer_of(experiment, data) as first:
+            seeds = [first, first.reseeded(first_plan(experiment, data), 2)]
+            losses, done = [], 0
+            for length in lengths:
+                plans = [data.train_plans(seed, done, length, 4) for seed in (1, 2)]
+                losses.append(svi.advance_together(seeds, plans))
+                done += length
+            found.append([np.concatenate(losses, axis=1), *first.parameters().values()])
+    for plain, grouped in zip(*found, strict=True):
+        assert plain.shape == grouped.shape
+        np.testing.assert_allclose(grouped, plain, rtol=1e-9, atol=1e-12)
+    assert found[0][0].shape == (2, 33)
+    assert not np.array_equal(*found[0][0])

@@ -14,6 +14,8 @@ import numpy as np
 
 # What the random words are for: two streams made from the same seed must not be the same stream.
 ORDER, CHOICES, FIXED = 1, 2, 3
+# Steps whose choices are drawn together: a generator for each step costs more than all that it draws.
+BLOCK = 256
 
 
 class Plan(NamedTuple):
@@ -43,18 +45,9 @@ def parts(plan: Plan, size: int) -> Iterator[tuple[int, Plan]]:
 def training_plan(
     train_indices: np.ndarray, seed: int, step: int, batch_size: int, num_transforms: int, num_timesteps: int
 ) -> Plan:
-    """The plan of one training step: a pure function of its arguments, so that a run can resume at any step.
-
-    Images come without replacement: step k takes positions k*B ... k*B+B-1 of an endless row of permutations, one
-    for every epoch, each derived from (seed, epoch). A batch may cross an epoch's end, and may exceed an epoch.
-    """
-    position = step * batch_size + np.arange(batch_size, dtype=np.int64)
-    epoch, place = np.divmod(position, len(train_indices))
-    image = np.empty(batch_size, np.int32)
-    for number in range(int(epoch[0]), int(epoch[-1]) + 1):
-        here = epoch == number
-        image[here] = train_indices[_epoch_order(len(train_indices), seed, number)[place[here]]]
-    return _draw(np.random.default_rng([seed, step, CHOICES]), image, num_transforms, num_timesteps)
+    """The plan of one training step: `training_plans` of it alone, without the axis of steps."""
+    plans = training_plans(train_indices, seed, step, 1, batch_size, num_transforms, num_timesteps)
+    return Plan(*(field[0] for field in plans))
 
 
 def training_plans(
@@ -66,12 +59,23 @@ def training_plans(
     num_transforms: int,
     num_timesteps: int,
 ) -> Plan:
-    """The plans of `num_steps` consecutive steps, stacked: every field has leading axes (num_steps, B)."""
-    plans = [
-        training_plan(train_indices, seed, step, batch_size, num_transforms, num_timesteps)
-        for step in range(first_step, first_step + num_steps)
-    ]
-    return Plan(*(np.stack(field) for field in zip(*plans, strict=True)))
+    """The plans of consecutive steps, every field with leading axes (num_steps, B).
+
+    Each step's is a pure function of the other arguments and of the step, so that a run can resume at any step. Images
+    come without replacement: step k takes positions k*B ... k*B+B-1 of an endless row of permutations, one for every
+    epoch, each derived from (seed, epoch). A batch may cross an epoch's end, and may exceed an epoch.
+    """
+    steps = np.arange(first_step, first_step + num_steps)
+    position = steps[:, None] * batch_size + np.arange(batch_size, dtype=np.int64)
+    epoch, place = np.divmod(position, len(train_indices))
+    image = np.empty(position.shape, np.int32)
+    for number in range(int(epoch[0, 0]), int(epoch[-1, -1]) + 1):
+        here = epoch == number
+        image[here] = train_indices[_epoch_order(len(train_indices), seed, number)[place[here]]]
+    blocks = range(first_step // BLOCK, (first_step + num_steps - 1) // BLOCK + 1)
+    drawn = [_choices(seed, block, batch_size, num_transforms, num_timesteps) for block in blocks]
+    skipped = first_step - blocks[0] * BLOCK
+    return Plan(image, *(np.concatenate(field)[skipped : skipped + num_steps] for field in zip(*drawn, strict=True)))
 
 
 def fixed_plan(indices: np.ndarray, split_tag: str, num_transforms: int, num_timesteps: int) -> Plan:
@@ -80,7 +84,7 @@ def fixed_plan(indices: np.ndarray, split_tag: str, num_transforms: int, num_tim
     `split_tag` ("validation", "test") keeps the splits' draws apart.
     """
     generator = np.random.default_rng([zlib.crc32(split_tag.encode()), FIXED])
-    return _draw(generator, np.asarray(indices, np.int32), num_transforms, num_timesteps)
+    return Plan(np.asarray(indices, np.int32), *_drawn(generator, (len(indices),), num_transforms, num_timesteps))
 
 
 @lru_cache(maxsize=8)
@@ -90,13 +94,23 @@ def _epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
     return order
 
 
-def _draw(generator: np.random.Generator, image: np.ndarray, num_transforms: int, num_timesteps: int) -> Plan:
-    size = len(image)
+@lru_cache(maxsize=8)
+def _choices(seed: int, block: int, batch_size: int, num_transforms: int, num_timesteps: int) -> tuple[np.ndarray, ...]:
+    generator = np.random.default_rng([seed, block, CHOICES])
+    drawn = _drawn(generator, (BLOCK, batch_size), num_transforms, num_timesteps)
+    for field in drawn:
+        field.flags.writeable = False
+    return drawn
+
+
+def _drawn(
+    generator: np.random.Generator, size: tuple[int, ...], num_transforms: int, num_timesteps: int
+) -> tuple[np.ndarray, ...]:
+    """transform, phase, fixed and noise of `size` sequences."""
     limits = np.iinfo(np.int32)
-    return Plan(
-        image=image,
-        transform=generator.integers(num_transforms, size=size, dtype=np.int32),
-        phase=generator.integers(num_timesteps, size=size, dtype=np.int32),
-        fixed=generator.integers(num_timesteps, size=(size, 3), dtype=np.int32),
-        noise=generator.integers(limits.min, limits.max, size=size, dtype=np.int32, endpoint=True),
+    return (
+        generator.integers(num_transforms, size=size, dtype=np.int32),
+        generator.integers(num_timesteps, size=size, dtype=np.int32),
+        generator.integers(num_timesteps, size=(*size, 3), dtype=np.int32),
+        generator.integers(limits.min, limits.max, size=size, dtype=np.int32, endpoint=True),
     )

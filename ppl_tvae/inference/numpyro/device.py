@@ -28,9 +28,11 @@ def on_device(device: str, precision: str, matmul: str = "tf32") -> Iterator[Non
     matmul: "tf32" or "float32", of float32 products on a GPU.
     """
     place = None if device == "auto" else devices_of(device)[0]
-    on_gpu = (place or jax.devices()[0]).platform == "gpu"
-    products = products_on_gpu(matmul) if on_gpu else nullcontext()
-    with jax.default_device(place), jax.enable_x64(precision == "float64"), products:
+    with (
+        jax.default_device(place),
+        jax.enable_x64(precision == "float64"),
+        products_on_gpu(matmul) if on_gpu() else nullcontext(),
+    ):
         yield
 
 
@@ -49,8 +51,13 @@ def products_on_gpu(matmul: str) -> AbstractContextManager[Any]:
 
 def jit_step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     """`jax.jit` of what trains on the default device; options as there."""
+    return jax.jit(function, compiler_options=STEP_OPTIONS if on_gpu() else None, **options)
+
+
+def on_gpu() -> bool:
+    """Whether the default device is a GPU."""
     (device,) = jnp.zeros(()).devices()
-    return jax.jit(function, compiler_options=STEP_OPTIONS if device.platform == "gpu" else None, **options)
+    return device.platform == "gpu"
 
 
 def to_device(tree: Any) -> Any:

@@ -3,8 +3,9 @@
 Batches come in as small plans and are rendered to frames inside the compiled step, so no data crosses from the host.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
+from functools import partial
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from numpyro.infer import SVI
 from numpyro.infer.elbo import ELBO
 
 from ppl_tvae.inference.numpyro.checks import check_program
-from ppl_tvae.inference.numpyro.device import jit_step, to_device
+from ppl_tvae.inference.numpyro.device import jit_step, on_gpu, to_device
 from ppl_tvae.inference.numpyro.objectives import OBJECTIVES
 from ppl_tvae.inference.numpyro.tracing import flat_name
 from ppl_tvae.inference.objective import ELBO as HELD_OUT
@@ -24,6 +25,11 @@ from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.program import Program
 
 Arrays = dict[str, np.ndarray]
+
+# A compiled call takes plans of one of these numbers of steps, padded; each of them is compiled once.
+_CAPACITIES = (64, 1024)
+# Steps in an iteration of the compiled loop on a GPU: before each iteration the host hears whether to go on.
+_STEPS_PER_ITERATION = 4
 
 
 class SequenceBound(ELBO):
@@ -58,8 +64,10 @@ class Trainer:
     ) -> None:
         """render(tables, plan) -> frames, traced into the compiled step; first_plan fixes the shapes of a batch."""
         self._render, self._tables = render, to_device(tables)
+        self._steps_per_iteration = _STEPS_PER_ITERATION if on_gpu() else 1
         self._svi = SVI(program.model, program.guide, _optimizer(optimization), SequenceBound(objective))
-        frames = render(self._tables, to_device(first_plan))
+        self._first_frames = jax.jit(render)
+        frames = self._first_frames(self._tables, to_device(first_plan))
         check_program(program, frames[:2])
         self._begin(frames, seed)
         self._advance = jit_step(self._steps)
@@ -69,14 +77,16 @@ class Trainer:
     def reseeded(self, first_plan: Any, seed: int) -> "Trainer":
         """A trainer of the same program that begins from another seed; what is compiled is shared."""
         other = copy(self)
-        other._begin(self._render(self._tables, to_device(first_plan)), seed)
+        other._begin(self._first_frames(self._tables, to_device(first_plan)), seed)
         return other
 
     def advance(self, plans: Any) -> np.ndarray:
         """Train on plans (steps, batch, ...); the loss of each step, nats per frame, (steps,). One host sync."""
-        num_steps = len(plans[0])
-        self._state, losses = self._advance(self._state, self._tables, self._placed(padded(plans)), num_steps)
-        return np.asarray(losses)[:num_steps]
+        losses = []
+        for part, num_steps in _calls(plans):
+            self._state, padded = self._advance(self._state, self._tables, self._placed(part), num_steps)
+            losses.append((padded, num_steps))
+        return np.concatenate([np.asarray(padded)[:num_steps] for padded, num_steps in losses])
 
     @property
     def execution(self) -> str:
@@ -133,8 +143,16 @@ class Trainer:
             state, loss = self._svi.update(state, self._frames(tables, plan), step=state.optim_state[0])
             return state, losses.at[index].set(loss)
 
-        losses = jnp.zeros(plans[0].shape[0])
-        return jax.lax.fori_loop(0, num_steps, step, (state, losses))
+        def several(number: Any, carry: Any) -> Any:
+            for offset in range(self._steps_per_iteration):
+                carry = step(number * self._steps_per_iteration + offset, carry)
+            return carry
+
+        carry, done = (state, jnp.zeros(plans[0].shape[0])), 0
+        if self._steps_per_iteration > 1:
+            iterations = num_steps // self._steps_per_iteration
+            carry, done = jax.lax.fori_loop(0, iterations, several, carry), iterations * self._steps_per_iteration
+        return jax.lax.fori_loop(done, num_steps, step, carry)
 
     def _mean_loss(self, evaluation_key: Any, parameters: Any, tables: Any, plans: Any) -> jax.Array:
         def loss(batch: Any) -> jax.Array:
@@ -151,23 +169,37 @@ def advance_together(trainers: Sequence[Trainer], plans: Sequence[Any]) -> np.nd
 
     The trainers come from `reseeded`. One compiled program takes them all through each step, over the stacked states.
     """
-    first, num_steps = trainers[0], len(plans[0][0])
-    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trainer._state for trainer in trainers))
-    stacked = jax.tree.map(lambda *fields: np.stack(fields), *map(padded, plans))
-    states, losses = first._advance_all(states, first._tables, to_device(stacked), num_steps)
-    for index, trainer in enumerate(trainers):
-        trainer._state = jax.tree.map(lambda leaf, index=index: leaf[index], states)
-    return np.asarray(losses)[:, :num_steps]
+    first, losses = trainers[0], []
+    states = _stacked([trainer._state for trainer in trainers])
+    for parts in zip(*map(_calls, plans), strict=True):
+        stacked, num_steps = jax.tree.map(lambda *fields: np.stack(fields), *(part for part, _ in parts)), parts[0][1]
+        states, padded = first._advance_all(states, first._tables, to_device(stacked), num_steps)
+        losses.append((padded, num_steps))
+    for trainer, state in zip(trainers, _unstacked(states, len(trainers)), strict=True):
+        trainer._state = state
+    return np.concatenate([np.asarray(padded)[:, :num_steps] for padded, num_steps in losses], axis=1)
 
 
-def padded(plans: Any) -> Any:
-    """Plans (steps, batch, ...) with their last step repeated, up to a length that many chunks share.
+@jax.jit
+def _stacked(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
-    A chunk of any length runs the same compiled loop, so where chunks begin cannot change a single bit.
+
+@partial(jax.jit, static_argnums=1)
+def _unstacked(tree: Any, length: int) -> list[Any]:
+    return [jax.tree.map(lambda leaf, index=index: leaf[index], tree) for index in range(length)]
+
+
+def _calls(plans: Any) -> Iterator[tuple[Any, int]]:
+    """Plans (steps, batch, ...) in parts for one compiled call each, padded with their last step, and their lengths.
+
+    A chunk of any length runs the same compiled loop, so where chunks begin cannot change a single bit on a CPU.
     """
-    num_steps = len(plans[0])
-    capacity = 1 << max(6, (num_steps - 1).bit_length())
-    return type(plans)(*(np.concatenate([a, np.repeat(a[-1:], capacity - num_steps, axis=0)]) for a in plans))
+    for start in range(0, len(plans[0]), _CAPACITIES[-1]):
+        part = [field[start : start + _CAPACITIES[-1]] for field in plans]
+        num_steps = len(part[0])
+        missing = next(capacity for capacity in _CAPACITIES if capacity >= num_steps) - num_steps
+        yield type(plans)(*(np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for a in part)), num_steps
 
 
 def flat_parameters(parameters: Mapping[str, Any]) -> Arrays:
@@ -185,7 +217,20 @@ def _optimizer(optimization: Optimization) -> optax.GradientTransformation:
     else:
         method = optax.sgd(learning_rate, momentum=optimization.momentum)
     clip = optax.clip_by_global_norm(optimization.clip_norm) if optimization.clip_norm else optax.identity()
-    return optax.chain(clip, method)
+    chain = optax.chain(clip, method)
+    return _after_the_products(chain) if on_gpu() else chain
+
+
+def _after_the_products(method: optax.GradientTransformation) -> optax.GradientTransformation:
+    """The same method, which XLA is kept from adding to the products that give it gradients.
+
+    It would have cuBLAS add a gradient to 0.9 times the momentum, which takes a pass of its own to write down first.
+    """
+
+    def update(gradients: Any, state: Any, parameters: Any = None) -> Any:
+        return method.update(jax.tree.map(jax.lax.optimization_barrier, gradients), state, parameters)
+
+    return optax.GradientTransformation(method.init, update)
 
 
 def _to_numpy(leaf: Any) -> np.ndarray:
