@@ -259,23 +259,25 @@ def test_contenders_take_turns():
 
 def test_projection_of_the_papers_run():
     """Two seconds to begin and a millisecond a step: 602 seconds."""
-    sentence = gpu.projection("pyro", (1_000, 3.0), (11_000, 13.0))
+    assert gpu.projection("numpyro", 3, (1, 1.0), (2, 2.0)).startswith("numpyro, 3 seeds at once: 600,000 steps")
+    sentence = gpu.projection("pyro", 1, (1_000, 3.0), (11_000, 13.0))
     assert sentence.startswith(
         "pyro: 600,000 steps of 8 sequences would take 10.0 minutes: 2.0 s to begin, 1.000 ms a step"
     )
 
 
 def test_no_projection_from_noise():
-    assert "no projection, 22 steps took no longer than 2" in gpu.projection("pyro", (2, 3.0), (22, 2.0))
+    assert "no projection, 22 steps took no longer than 2" in gpu.projection("pyro", 1, (2, 3.0), (22, 2.0))
 
 
 def test_what_the_projection_times(tmp_path, monkeypatch):
     """Whole trainings, one longer than the other by the number of steps that is asked for."""
     monkeypatch.setattr(gpu, "paper_experiment", lambda backend: small_training(tmp_path, backend))
-    trained, train = [], gpu.train
-    monkeypatch.setattr(gpu, "train", lambda *arguments: trained.append(train(*arguments)))
-    found = gpu.timed_trainings("pyro", "cpu", 30)
-    assert [run.experiment.steps for run in trained] == [3, 3, 33]  # the first loads libraries, and is not timed
+    trained, train = [], gpu.train_seeds
+    monkeypatch.setattr(gpu, "train_seeds", lambda *arguments: trained.append(train(*arguments)))
+    found = gpu.timed_trainings("numpyro", 2, "cpu", 30)
+    steps = [[run.experiment.steps for run in runs] for runs in trained]
+    assert steps == [[3, 3], [3, 3], [33, 33]]  # the first loads libraries, and is not timed
     assert [steps for steps, _ in found] == [3, 33]
     assert all(seconds > 0 for _, seconds in found)
 

@@ -87,7 +87,8 @@ def test_how_numpyro_groups_steps_changes_nothing(monkeypatch):
     experiment = replace(digits("tvae", "numpyro"), optimizer="sgd", learning_rate=1e-3, precision="float64")
     data = data_of(experiment)
     found = []
-    monkeypatch.setattr(svi, "_CAPACITIES", (16,))
+    monkeypatch.setattr(svi, "_FEW", 5)
+    monkeypatch.setattr(svi, "_MANY", 16)
     for as_on_gpu, lengths in ((False, (33,)), (True, (3, 10, 20))):
         monkeypatch.setattr(svi, "on_gpu", lambda as_on_gpu=as_on_gpu: as_on_gpu)
         with trainer_of(experiment, data) as first:

@@ -27,8 +27,8 @@ from ppl_tvae.program import Program
 Arrays = dict[str, np.ndarray]
 
 # A compiled call takes plans of one of these numbers of steps, padded; each of them is compiled once.
-_CAPACITIES = (64, 1024)
-# Steps in an iteration of the compiled loop on a GPU: before each iteration the host hears whether to go on.
+_FEW, _MANY = 64, 1024
+# Of many steps, those in an iteration of the loop on a GPU: before each iteration the host hears whether to go on.
 _STEPS_PER_ITERATION = 4
 
 
@@ -83,7 +83,7 @@ class Trainer:
     def advance(self, plans: Any) -> np.ndarray:
         """Train on plans (steps, batch, ...); the loss of each step, nats per frame, (steps,). One host sync."""
         losses = []
-        for part, num_steps in _calls(plans):
+        for part, num_steps in _calls(plans, self._steps_per_iteration):
             self._state, padded = self._advance(self._state, self._tables, self._placed(part), num_steps)
             losses.append((padded, num_steps))
         return np.concatenate([np.asarray(padded)[:num_steps] for padded, num_steps in losses])
@@ -143,16 +143,14 @@ class Trainer:
             state, loss = self._svi.update(state, self._frames(tables, plan), step=state.optim_state[0])
             return state, losses.at[index].set(loss)
 
-        def several(number: Any, carry: Any) -> Any:
-            for offset in range(self._steps_per_iteration):
-                carry = step(number * self._steps_per_iteration + offset, carry)
+        together = 1 if plans[0].shape[0] == _FEW else self._steps_per_iteration
+
+        def iteration(number: Any, carry: Any) -> Any:
+            for offset in range(together):
+                carry = step(number * together + offset, carry)
             return carry
 
-        carry, done = (state, jnp.zeros(plans[0].shape[0])), 0
-        if self._steps_per_iteration > 1:
-            iterations = num_steps // self._steps_per_iteration
-            carry, done = jax.lax.fori_loop(0, iterations, several, carry), iterations * self._steps_per_iteration
-        return jax.lax.fori_loop(done, num_steps, step, carry)
+        return jax.lax.fori_loop(0, num_steps // together, iteration, (state, jnp.zeros(plans[0].shape[0])))
 
     def _mean_loss(self, evaluation_key: Any, parameters: Any, tables: Any, plans: Any) -> jax.Array:
         def loss(batch: Any) -> jax.Array:
@@ -171,7 +169,8 @@ def advance_together(trainers: Sequence[Trainer], plans: Sequence[Any]) -> np.nd
     """
     first, losses = trainers[0], []
     states = _stacked([trainer._state for trainer in trainers])
-    for parts in zip(*map(_calls, plans), strict=True):
+    calls = (_calls(own, first._steps_per_iteration) for own in plans)
+    for parts in zip(*calls, strict=True):
         stacked, num_steps = jax.tree.map(lambda *fields: np.stack(fields), *(part for part, _ in parts)), parts[0][1]
         states, padded = first._advance_all(states, first._tables, to_device(stacked), num_steps)
         losses.append((padded, num_steps))
@@ -190,16 +189,20 @@ def _unstacked(tree: Any, length: int) -> list[Any]:
     return [jax.tree.map(lambda leaf, index=index: leaf[index], tree) for index in range(length)]
 
 
-def _calls(plans: Any) -> Iterator[tuple[Any, int]]:
+def _calls(plans: Any, steps_per_iteration: int) -> Iterator[tuple[Any, int]]:
     """Plans (steps, batch, ...) in parts for one compiled call each, padded with their last step, and their lengths.
 
     A chunk of any length runs the same compiled loop, so where chunks begin cannot change a single bit on a CPU.
     """
-    for start in range(0, len(plans[0]), _CAPACITIES[-1]):
-        part = [field[start : start + _CAPACITIES[-1]] for field in plans]
-        num_steps = len(part[0])
-        missing = next(capacity for capacity in _CAPACITIES if capacity >= num_steps) - num_steps
+    start, end = 0, len(plans[0])
+    while start < end:
+        num_steps, capacity = min(end - start, _MANY), _FEW
+        if num_steps > _FEW:
+            num_steps, capacity = num_steps - num_steps % steps_per_iteration, _MANY
+        part = [field[start : start + num_steps] for field in plans]
+        missing = capacity - num_steps
         yield type(plans)(*(np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for a in part)), num_steps
+        start += num_steps
 
 
 def flat_parameters(parameters: Mapping[str, Any]) -> Arrays:
