@@ -40,7 +40,7 @@ class Loop:
         self.step, self.best, self.stale = 0, -math.inf, 0
         self.pending: list[float] = []
         self.seconds = self.seconds_pending = 0.0
-        self.rate = 1.0  # steps per second: a first guess, then those of the last chunk
+        self.rate = 1.0  # steps per second: a first guess, then that of the last chunk
         self.stop = False
         self.quiet = quiet
         self.bar = tqdm(total=run.experiment.steps, unit="step", disable=True if quiet else None, dynamic_ncols=True)

@@ -266,18 +266,26 @@ def test_projection_of_the_papers_run():
     )
 
 
+def test_the_run_that_is_projected_is_the_papers():
+    experiment = gpu.papers_run("numpyro", "cpu").resolved()
+    assert (experiment.steps, experiment.optimizer, experiment.temporal_window) == (gpu.PAPER_STEPS, "sgd", 13)
+
+
 def test_no_projection_from_noise():
     assert "no projection, 22 steps took no longer than 2" in gpu.projection("pyro", 1, (2, 3.0), (22, 2.0))
 
 
 def test_what_the_projection_times(tmp_path, monkeypatch):
     """Whole trainings, one longer than the other by the number of steps that is asked for."""
-    monkeypatch.setattr(gpu, "paper_experiment", lambda backend: small_training(tmp_path, backend))
-    trained, train = [], gpu.train_seeds
-    monkeypatch.setattr(gpu, "train_seeds", lambda *arguments: trained.append(train(*arguments)))
+    monkeypatch.setattr(gpu, "papers_run", lambda backend, device: small_training(tmp_path, backend, device=device))
+    trained, train, train_seeds = [], gpu.train, gpu.train_seeds
+    monkeypatch.setattr(gpu, "train", lambda *arguments: trained.append([train(*arguments)]))
+    monkeypatch.setattr(gpu, "train_seeds", lambda *arguments: trained.append(train_seeds(*arguments)))
+    gpu.timed_trainings("pyro", 1, "cpu", 30)
     found = gpu.timed_trainings("numpyro", 2, "cpu", 30)
     steps = [[run.experiment.steps for run in runs] for runs in trained]
-    assert steps == [[3, 3], [3, 3], [33, 33]]  # the first loads libraries, and is not timed
+    # The first loads libraries, and is not timed.
+    assert steps == [[3], [3], [33], [3, 3], [3, 3], [33, 33]]
     assert [steps for steps, _ in found] == [3, 33]
     assert all(seconds > 0 for _, seconds in found)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -218,6 +219,24 @@ def test_resume_changes_the_place_but_not_the_experiment(tmp_path):
         resume(tmp_path / "run", steps=7)
     with pytest.raises(UserError, match="expected int for the setting 'steps'"):
         resume(tmp_path / "run", steps="9")
+
+
+def test_a_chunk_takes_two_seconds_and_ends_where_something_is_written(tmp_path):
+    """Its length follows from the speed of the last chunk, and a row of metrics does not make it begin anew."""
+    experiment = small_training(tmp_path, "numpyro", steps=5000, log_every=100, evaluate_every=250)
+    loop = SimpleNamespace(run=SimpleNamespace(experiment=experiment), step=0, rate=1.0)
+    for step, rate, expected in (
+        (0, 1.0, 2),
+        (2, 7.9, 15),
+        (17, 1e6, 83),
+        (100, 20.0, 40),
+        (210, 1e6, 40),
+        (300, 0.1, 1),
+    ):
+        loop.step, loop.rate = step, rate
+        assert Loop._chunk_length(loop) == expected
+    loop.step, loop.rate = 4990, 1e6
+    assert Loop._chunk_length(loop) == 10
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -82,7 +82,7 @@ def test_frames_are_the_same_in_both_backends():
 def test_how_numpyro_groups_steps_changes_nothing(monkeypatch):
     """What a GPU is given (four steps in an iteration, updates apart from products) are the steps of a CPU.
 
-    So are chunks that one compiled call does not hold; two seeds at once.
+    So are chunks that one compiled call does not hold, of two seeds at once and of one.
     """
     experiment = replace(digits("tvae", "numpyro"), optimizer="sgd", learning_rate=1e-3, precision="float64")
     data = data_of(experiment)
@@ -98,7 +98,8 @@ def test_how_numpyro_groups_steps_changes_nothing(monkeypatch):
                 plans = [data.train_plans(seed, done, length, 4) for seed in (1, 2)]
                 losses.append(svi.advance_together(seeds, plans))
                 done += length
-            found.append([np.concatenate(losses, axis=1), *first.parameters().values()])
+            alone = first.advance(data.train_plans(1, done, 20, 4))
+            found.append([np.concatenate(losses, axis=1), alone, *first.parameters().values()])
     for plain, grouped in zip(*found, strict=True):
         assert plain.shape == grouped.shape
         np.testing.assert_allclose(grouped, plain, rtol=1e-9, atol=1e-12)

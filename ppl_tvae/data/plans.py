@@ -14,8 +14,9 @@ import numpy as np
 
 # What the random words are for: two streams made from the same seed must not be the same stream.
 ORDER, CHOICES, FIXED = 1, 2, 3
-# Steps whose choices are drawn together: a generator for each step costs more than all that it draws.
-BLOCK = 256
+# Sequences, of as many whole steps as they make, whose choices are drawn together: a generator for each step costs more
+# than all that it draws.
+BLOCK = 2048
 
 
 class Plan(NamedTuple):
@@ -72,10 +73,21 @@ def training_plans(
     for number in range(int(epoch[0, 0]), int(epoch[-1, -1]) + 1):
         here = epoch == number
         image[here] = train_indices[_epoch_order(len(train_indices), seed, number)[place[here]]]
-    blocks = range(first_step // BLOCK, (first_step + num_steps - 1) // BLOCK + 1)
-    drawn = [_choices(seed, block, batch_size, num_transforms, num_timesteps) for block in blocks]
-    skipped = first_step - blocks[0] * BLOCK
-    return Plan(image, *(np.concatenate(field)[skipped : skipped + num_steps] for field in zip(*drawn, strict=True)))
+    choices = _choices_of_steps(seed, first_step, num_steps, batch_size, num_transforms, num_timesteps)
+    return Plan(image, *choices)
+
+
+def _choices_of_steps(
+    seed: int, first_step: int, num_steps: int, batch_size: int, num_transforms: int, num_timesteps: int
+) -> list[np.ndarray]:
+    """transform, phase, fixed and noise of consecutive steps, (num_steps, B, ...)."""
+    length, end = max(1, BLOCK // batch_size), first_step + num_steps
+    parts = []
+    for block in range(first_step // length, (end - 1) // length + 1):
+        begin = block * length
+        drawn = _choices_of_block(seed, block, length, batch_size, num_transforms, num_timesteps)
+        parts.append([field[max(first_step - begin, 0) : end - begin] for field in drawn])
+    return [np.concatenate(fields) for fields in zip(*parts, strict=True)]
 
 
 def fixed_plan(indices: np.ndarray, split_tag: str, num_transforms: int, num_timesteps: int) -> Plan:
@@ -95,12 +107,11 @@ def _epoch_order(num_images: int, seed: int, epoch: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=8)
-def _choices(seed: int, block: int, batch_size: int, num_transforms: int, num_timesteps: int) -> tuple[np.ndarray, ...]:
+def _choices_of_block(
+    seed: int, block: int, length: int, batch_size: int, num_transforms: int, num_timesteps: int
+) -> tuple[np.ndarray, ...]:
     generator = np.random.default_rng([seed, block, CHOICES])
-    drawn = _drawn(generator, (BLOCK, batch_size), num_transforms, num_timesteps)
-    for field in drawn:
-        field.flags.writeable = False
-    return drawn
+    return _drawn(generator, (length, batch_size), num_transforms, num_timesteps)
 
 
 def _drawn(

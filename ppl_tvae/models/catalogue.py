@@ -1,7 +1,7 @@
 """What can be named on the command line, with one line each. Importing it imports neither torch nor jax."""
 
 BACKENDS = {
-    "numpyro": "NumPyro on JAX: a whole chunk of training steps is one compiled call",
+    "numpyro": "NumPyro on JAX: many training steps are one compiled call",
     "pyro": "Pyro on PyTorch",
 }
 

@@ -8,6 +8,7 @@ import pytest
 from ppl_tvae.data.plans import BLOCK, Plan, fixed_plan, training_plan, training_plans
 
 TRAIN = np.arange(100, 150, dtype=np.int32)
+PER_BLOCK = BLOCK // 8  # steps of 8 sequences whose choices are drawn at once
 STANDARD_ERRORS = 5  # seeds are fixed: this bounds how lucky they would have to be
 
 
@@ -18,15 +19,15 @@ def assert_same(left: Plan, right: Plan) -> None:
 
 def test_a_step_depends_on_nothing_but_its_arguments() -> None:
     """Steps asked for out of order, and with others in between, are the steps of an unbroken run."""
-    unbroken = [training_plan(TRAIN, 3, step, 8, 3, 18) for step in range(BLOCK + 4)]
-    for step in (BLOCK, 0, 7, BLOCK - 1):
+    unbroken = [training_plan(TRAIN, 3, step, 8, 3, 18) for step in range(PER_BLOCK + 4)]
+    for step in (PER_BLOCK, 0, 7, PER_BLOCK - 1):
         training_plan(TRAIN, 4, step, 16, 2, 18)
         assert_same(training_plan(TRAIN, 3, step, 8, 3, 18), unbroken[step])
 
 
 def test_a_chunk_is_its_steps_stacked() -> None:
     """Also across the ends of the blocks that are drawn at once."""
-    for first, num_steps in ((5, 4), (BLOCK - 2, 4), (BLOCK, 1), (3, 2 * BLOCK)):
+    for first, num_steps in ((5, 4), (PER_BLOCK - 2, 4), (PER_BLOCK, 1), (3, 2 * PER_BLOCK)):
         chunk = training_plans(TRAIN, 3, first, num_steps, 8, 3, 18)
         assert chunk.fixed.shape == (num_steps, 8, 3)
         for number in range(num_steps):

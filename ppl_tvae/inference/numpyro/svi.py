@@ -1,4 +1,4 @@
-"""Stochastic variational inference in NumPyro: a whole chunk of steps is one compiled call.
+"""Stochastic variational inference in NumPyro: up to 1,024 steps are one compiled call.
 
 Batches come in as small plans and are rendered to frames inside the compiled step, so no data crosses from the host.
 """
@@ -28,7 +28,8 @@ Arrays = dict[str, np.ndarray]
 
 # A compiled call takes plans of one of these numbers of steps, padded; each of them is compiled once.
 _FEW, _MANY = 64, 1024
-# Of many steps, those in an iteration of the loop on a GPU: before each iteration the host hears whether to go on.
+# On a GPU and of many steps, those in an iteration of the loop: before each the host hears whether to go on. Of few
+# steps it is one, which takes less long to compile.
 _STEPS_PER_ITERATION = 4
 
 
@@ -92,7 +93,7 @@ class Trainer:
     def execution(self) -> str:
         """How steps are run on a GPU, after the words 'steps are'; empty on a CPU."""
         (device, *_) = jax.tree.leaves(self._tables)[0].devices()
-        return "" if device.platform == "cpu" else "compiled, a chunk of them in one call"
+        return "" if device.platform == "cpu" else f"compiled, up to {_MANY:,} of them in one call"
 
     def held_out_loss(self, plans: Any) -> float:
         """Minus the mean ELBO over plans (batches, batch, ...), nats per frame, with the same noise at every call.
@@ -137,13 +138,15 @@ class Trainer:
         return self._render(tables, plan)
 
     def _steps(self, state: Any, tables: Any, plans: Any, num_steps: Any) -> tuple[Any, jax.Array]:
+        """num_steps: of the plans, the first so many; a multiple of what an iteration takes, as `_calls` has it."""
+
         def step(index: Any, carry: Any) -> Any:
             state, losses = carry
             plan = jax.tree.map(lambda field: field[index], plans)
             state, loss = self._svi.update(state, self._frames(tables, plan), step=state.optim_state[0])
             return state, losses.at[index].set(loss)
 
-        together = 1 if plans[0].shape[0] == _FEW else self._steps_per_iteration
+        together = self._steps_per_iteration if plans[0].shape[0] == _MANY else 1
 
         def iteration(number: Any, carry: Any) -> Any:
             for offset in range(together):
@@ -171,7 +174,8 @@ def advance_together(trainers: Sequence[Trainer], plans: Sequence[Any]) -> np.nd
     states = _stacked([trainer._state for trainer in trainers])
     calls = (_calls(own, first._steps_per_iteration) for own in plans)
     for parts in zip(*calls, strict=True):
-        stacked, num_steps = jax.tree.map(lambda *fields: np.stack(fields), *(part for part, _ in parts)), parts[0][1]
+        stacked = jax.tree.map(lambda *fields: np.stack(fields), *(part for part, _ in parts))
+        num_steps = parts[0][1]
         states, padded = first._advance_all(states, first._tables, to_device(stacked), num_steps)
         losses.append((padded, num_steps))
     for trainer, state in zip(trainers, _unstacked(states, len(trainers)), strict=True):
@@ -192,7 +196,8 @@ def _unstacked(tree: Any, length: int) -> list[Any]:
 def _calls(plans: Any, steps_per_iteration: int) -> Iterator[tuple[Any, int]]:
     """Plans (steps, batch, ...) in parts for one compiled call each, padded with their last step, and their lengths.
 
-    A chunk of any length runs the same compiled loop, so where chunks begin cannot change a single bit on a CPU.
+    On a CPU a step is compiled to the same arithmetic in both loops, whose lengths are no constants of theirs, so that
+    where chunks begin cannot change a single bit; on a GPU the last digits may differ.
     """
     start, end = 0, len(plans[0])
     while start < end:
