@@ -80,28 +80,31 @@ def test_frames_are_the_same_in_both_backends():
 
 
 def test_how_numpyro_groups_steps_changes_nothing(monkeypatch):
-    """What a GPU is given (four steps in an iteration, updates apart from products) are the steps of a CPU.
+    """What a GPU is given (several steps in an iteration, updates apart from products) are the steps of a CPU.
 
-    So are chunks that one compiled call does not hold, of two seeds at once and of one.
+    So are those of two seeds at once, and chunks that one compiled call does not hold.
     """
-    experiment = replace(digits("tvae", "numpyro"), optimizer="sgd", learning_rate=1e-3, precision="float64")
+    experiment = replace(digits("vae", "numpyro"), optimizer="sgd", learning_rate=1e-3, precision="float64")
     data = data_of(experiment)
+    for name, number in (("_FEW", 5), ("_MANY", 16), ("_STEPS_PER_ITERATION", 2)):
+        monkeypatch.setattr(svi, name, number)
+
+    def plans(first_step, num_steps):
+        return [data.train_plans(seed, first_step, num_steps, 4) for seed in (1, 2)]
+
     found = []
-    monkeypatch.setattr(svi, "_FEW", 5)
-    monkeypatch.setattr(svi, "_MANY", 16)
-    for as_on_gpu, lengths in ((False, (33,)), (True, (3, 10, 20))):
+    for as_on_gpu in (False, True):
         monkeypatch.setattr(svi, "on_gpu", lambda as_on_gpu=as_on_gpu: as_on_gpu)
         with trainer_of(experiment, data) as first:
             seeds = [first, first.reseeded(first_plan(experiment, data), 2)]
-            losses, done = [], 0
-            for length in lengths:
-                plans = [data.train_plans(seed, done, length, 4) for seed in (1, 2)]
-                losses.append(svi.advance_together(seeds, plans))
-                done += length
-            alone = first.advance(data.train_plans(1, done, 20, 4))
-            found.append([np.concatenate(losses, axis=1), alone, *first.parameters().values()])
+            if as_on_gpu:
+                parts = [svi.advance_together(seeds, plans(*part)) for part in ((0, 4), (4, 9), (13, 19))]
+                losses = np.concatenate(parts, axis=1)
+            else:
+                losses = np.stack([trainer.advance(own) for trainer, own in zip(seeds, plans(0, 32), strict=True)])
+            found.append([losses, first.advance(plans(32, 32)[0]), *first.parameters().values()])
     for plain, grouped in zip(*found, strict=True):
         assert plain.shape == grouped.shape
         np.testing.assert_allclose(grouped, plain, rtol=1e-9, atol=1e-12)
-    assert found[0][0].shape == (2, 33)
+    assert found[0][0].shape == (2, 32)
     assert not np.array_equal(*found[0][0])
