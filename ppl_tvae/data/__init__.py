@@ -3,7 +3,7 @@
 from ppl_tvae.data.datasets import SPLITS, SequenceData, open_data
 from ppl_tvae.data.downloads import fetch
 from ppl_tvae.data.images import Source
-from ppl_tvae.data.plans import Plan, fixed_plan, parts, training_plan, training_plans
+from ppl_tvae.data.plans import Plan, fixed_plan, parts, training_plans
 from ppl_tvae.data.rendering import (
     FactorTables,
     ImageTables,
@@ -38,6 +38,5 @@ __all__ = [
     "open_data",
     "parts",
     "render",
-    "training_plan",
     "training_plans",
 ]

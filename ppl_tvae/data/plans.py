@@ -43,14 +43,6 @@ def parts(plan: Plan, size: int) -> Iterator[tuple[int, Plan]]:
         yield index, Plan(*(field[start : start + size] for field in plan))
 
 
-def training_plan(
-    train_indices: np.ndarray, seed: int, step: int, batch_size: int, num_transforms: int, num_timesteps: int
-) -> Plan:
-    """The plan of one training step: `training_plans` of it alone, without the axis of steps."""
-    plans = training_plans(train_indices, seed, step, 1, batch_size, num_transforms, num_timesteps)
-    return Plan(*(field[0] for field in plans))
-
-
 def training_plans(
     train_indices: np.ndarray,
     seed: int,

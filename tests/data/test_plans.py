@@ -5,7 +5,7 @@ import time
 import numpy as np
 import pytest
 
-from ppl_tvae.data.plans import BLOCK, Plan, fixed_plan, training_plan, training_plans
+from ppl_tvae.data.plans import BLOCK, Plan, fixed_plan, training_plans
 
 TRAIN = np.arange(100, 150, dtype=np.int32)
 PER_BLOCK = BLOCK // 8  # steps of 8 sequences whose choices are drawn at once
@@ -15,6 +15,14 @@ STANDARD_ERRORS = 5  # seeds are fixed: this bounds how lucky they would have to
 def assert_same(left: Plan, right: Plan) -> None:
     for name, a, b in zip(Plan._fields, left, right, strict=True):
         np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+def training_plan(
+    train_indices: np.ndarray, seed: int, step: int, batch_size: int, num_transforms: int, num_timesteps: int
+) -> Plan:
+    """The plan of one step, without the axis of steps."""
+    plans = training_plans(train_indices, seed, step, 1, batch_size, num_transforms, num_timesteps)
+    return Plan(*(field[0] for field in plans))
 
 
 def test_a_step_depends_on_nothing_but_its_arguments() -> None:

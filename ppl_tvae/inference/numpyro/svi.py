@@ -28,9 +28,6 @@ Arrays = dict[str, np.ndarray]
 
 # A compiled call takes plans of one of these numbers of steps, padded; each of them is compiled once.
 _FEW, _MANY = 64, 1024
-# On a GPU and of many steps, those in an iteration of the loop: before each the host hears whether to go on. Of few
-# steps it is one, which takes less long to compile.
-_STEPS_PER_ITERATION = 4
 
 
 class SequenceBound(ELBO):
@@ -65,7 +62,6 @@ class Trainer:
     ) -> None:
         """render(tables, plan) -> frames, traced into the compiled step; first_plan fixes the shapes of a batch."""
         self._render, self._tables = render, to_device(tables)
-        self._steps_per_iteration = _STEPS_PER_ITERATION if on_gpu() else 1
         self._svi = SVI(program.model, program.guide, _optimizer(optimization), SequenceBound(objective))
         self._first_frames = jax.jit(render)
         frames = self._first_frames(self._tables, to_device(first_plan))
@@ -84,7 +80,7 @@ class Trainer:
     def advance(self, plans: Any) -> np.ndarray:
         """Train on plans (steps, batch, ...); the loss of each step, nats per frame, (steps,). One host sync."""
         losses = []
-        for part, num_steps in _calls(plans, self._steps_per_iteration):
+        for part, num_steps in _calls(plans):
             self._state, padded = self._advance(self._state, self._tables, self._placed(part), num_steps)
             losses.append((padded, num_steps))
         return np.concatenate([np.asarray(padded)[:num_steps] for padded, num_steps in losses])
@@ -138,22 +134,14 @@ class Trainer:
         return self._render(tables, plan)
 
     def _steps(self, state: Any, tables: Any, plans: Any, num_steps: Any) -> tuple[Any, jax.Array]:
-        """num_steps: of the plans, the first so many; a multiple of what an iteration takes, as `_calls` has it."""
-
         def step(index: Any, carry: Any) -> Any:
             state, losses = carry
             plan = jax.tree.map(lambda field: field[index], plans)
             state, loss = self._svi.update(state, self._frames(tables, plan), step=state.optim_state[0])
             return state, losses.at[index].set(loss)
 
-        together = self._steps_per_iteration if plans[0].shape[0] == _MANY else 1
-
-        def iteration(number: Any, carry: Any) -> Any:
-            for offset in range(together):
-                carry = step(number * together + offset, carry)
-            return carry
-
-        return jax.lax.fori_loop(0, num_steps // together, iteration, (state, jnp.zeros(plans[0].shape[0])))
+        losses = jnp.zeros(plans[0].shape[0])
+        return jax.lax.fori_loop(0, num_steps, step, (state, losses))
 
     def _mean_loss(self, evaluation_key: Any, parameters: Any, tables: Any, plans: Any) -> jax.Array:
         def loss(batch: Any) -> jax.Array:
@@ -172,8 +160,7 @@ def advance_together(trainers: Sequence[Trainer], plans: Sequence[Any]) -> np.nd
     """
     first, losses = trainers[0], []
     states = _stacked([trainer._state for trainer in trainers])
-    calls = (_calls(own, first._steps_per_iteration) for own in plans)
-    for parts in zip(*calls, strict=True):
+    for parts in zip(*map(_calls, plans), strict=True):
         stacked = jax.tree.map(lambda *fields: np.stack(fields), *(part for part, _ in parts))
         num_steps = parts[0][1]
         states, padded = first._advance_all(states, first._tables, to_device(stacked), num_steps)
@@ -193,21 +180,16 @@ def _unstacked(tree: Any, length: int) -> list[Any]:
     return [jax.tree.map(lambda leaf, index=index: leaf[index], tree) for index in range(length)]
 
 
-def _calls(plans: Any, steps_per_iteration: int) -> Iterator[tuple[Any, int]]:
+def _calls(plans: Any) -> Iterator[tuple[Any, int]]:
     """Plans (steps, batch, ...) in parts for one compiled call each, padded with their last step, and their lengths.
 
-    On a CPU a step is compiled to the same arithmetic in both loops, whose lengths are no constants of theirs, so that
-    where chunks begin cannot change a single bit; on a GPU the last digits may differ.
+    A chunk of any length runs the same compiled loop, so where chunks begin cannot change a single bit on a CPU.
     """
-    start, end = 0, len(plans[0])
-    while start < end:
-        num_steps, capacity = min(end - start, _MANY), _FEW
-        if num_steps > _FEW:
-            num_steps, capacity = num_steps - num_steps % steps_per_iteration, _MANY
-        part = [field[start : start + num_steps] for field in plans]
-        missing = capacity - num_steps
+    for start in range(0, len(plans[0]), _MANY):
+        part = [field[start : start + _MANY] for field in plans]
+        num_steps = len(part[0])
+        missing = (_FEW if num_steps <= _FEW else _MANY) - num_steps
         yield type(plans)(*(np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for a in part)), num_steps
-        start += num_steps
 
 
 def flat_parameters(parameters: Mapping[str, Any]) -> Arrays:

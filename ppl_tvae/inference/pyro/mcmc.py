@@ -142,6 +142,7 @@ class _Recorded:
     _energy, _total_acceptance = math.nan, 0.0
 
     def _sample_r(self: Any, name: str) -> Any:
+        # The host's kernel, which is the other base of the classes below, has it.
         momentum, unscaled = super()._sample_r(name)  # type: ignore[misc]
         self._energy = float(self._kinetic_energy(unscaled) + self._potential_energy_last)
         return momentum, unscaled

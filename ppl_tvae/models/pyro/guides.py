@@ -142,6 +142,6 @@ def _flow(name: str, context: Tensor, reverse: bool) -> AffineAutoregressive:
         mean, log_scale = torch.chunk(hidden @ weight_out.T + bias_out, 2, dim=-1)
         return mean, log_scale
 
-    # The order in which the host inverts the flow.
+    # The order in which the host inverts the flow; it reads it off the network, which is a function here, not a module.
     autoregressive_nn.permutation = range(size)[::-1] if reverse else range(size)  # type: ignore[attr-defined]
     return AffineAutoregressive(autoregressive_nn)
