@@ -111,18 +111,19 @@ def _rendering(tables: Any, frames: jax.Array, plans: Plans) -> Any:
 
 
 def _products(frames: jax.Array) -> Any:
-    rows = frames.shape[0] * frames.shape[1]
+    sequences = frames.shape[:2]  # not rows of one matrix, since XLA has other products of bfloat16 for these
     sizes = layers(paper_experiment("numpyro"), frames[0, 0].size)
     needs_gradient = [input_needs_gradient for _, _, input_needs_gradient in sizes]
     operands = [
-        (jnp.ones((rows, size_in)), jnp.ones((size_out, size_in)), jnp.ones((rows, size_out)))
+        (jnp.ones((*sequences, size_in)), jnp.ones((size_out, size_in)), jnp.ones((*sequences, size_out)))
         for size_in, size_out, _ in sizes
     ]
 
     def one_step(operands: Any) -> Any:
         outputs = []
         for (x, weight, gradient), input_needs_gradient in zip(operands, needs_gradient, strict=True):
-            outputs += [x @ weight.T, gradient.T @ x] + ([gradient @ weight] if input_needs_gradient else [])
+            outputs += [x @ weight.T, jnp.tensordot(gradient, x, ((0, 1), (0, 1)))]
+            outputs += [gradient @ weight] if input_needs_gradient else []
         return outputs
 
     @jit_step

@@ -159,7 +159,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backends", type=backend_names, default=list(CONTENDERS), metavar="NAME,...", help="(both)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's time too")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
-    parser.add_argument("--matmul", choices=("tf32", "float32"), default="tf32", help="products on a GPU (tf32)")
+    parser.add_argument("--matmul", choices=("tf32", "float32", "bfloat16"), default="tf32", help="(tf32)")
     parser.add_argument("--compiled", action="store_true", help="on a CPU too, time PyTorch alone under torch.compile")
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)

@@ -19,7 +19,7 @@ _OF_A_PROGRAM = (
     "mu_per", "epsilon", "precision",
 )  # fmt: skip
 # What may be another than the paper's; the table says so.
-_OF_A_REPRODUCTION = ("backend", "data", "data_dir", "likelihood", "steps", "device")
+_OF_A_REPRODUCTION = ("backend", "data", "data_dir", "likelihood", "steps", "device", "matmul")
 _FITTED = ", ".join(catalogue.AUTO_GUIDES)
 
 

@@ -55,8 +55,8 @@ def reproduce(
     numpyro. rows: some of the rows, by the names of their run directories ("tvae-13-36", "vae"); all by default.
     max_sequences: held-out sequences in every number. out: the folder of the runs, by default runs/NAME-BUDGET; the
     table so far is in it after every seed. changes: settings of every run that differ from the experiment's, such as
-    steps, backend, data or device; the table names them. Raises UserError, or Diverged or Interrupted of `loop`;
-    called again, it goes on where it was.
+    steps, backend, data, device or matmul; the table names them. Raises UserError, or Diverged or Interrupted of
+    `loop`; called again, it goes on where it was.
     """
     experiment = _with_rows(experiment_of_the_paper(name), rows)
     if budget not in experiment.budgets:

@@ -90,7 +90,7 @@ NAMES = {
     "mu_per": ("capsules", "capsule"),
     "device": ("gpu:cuda", "cuda"),
     "precision": ("flaot64", "float64"),
-    "matmul": ("bfloat16", "float32"),
+    "matmul": ("bfloat", "bfloat16"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The precision of matrix products: a matter of GPUs, which a CPU must not notice."""
+"""The precision of matrix products in training: "tf32" and "float32" of GPUs, "bfloat16" of CPUs too."""
 
 import jax
 import jax.numpy as jnp
@@ -6,37 +6,57 @@ import numpy as np
 import pytest
 import torch
 
+from ppl_tvae.errors import UserError
 from ppl_tvae.evaluation import evaluate
 from ppl_tvae.inference.numpyro import device as jax_device
 from ppl_tvae.inference.pyro import device as torch_device
+from ppl_tvae.runs import Run
 from ppl_tvae.seeds import train_seeds
 from ppl_tvae.training import resume, train
 from tests.small_runs import outcome, small_training
 
-MATMUL = ("tf32", "float32")
+ON_A_GPU = ("tf32", "float32")
 NEEDS_A_GPU = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU: PPL_TVAE_GPU=1 pytest tests/inference/test_device.py"
 )
 
 
-@pytest.mark.parametrize("matmul", MATMUL)
-def test_torch_is_told_for_gpus_alone_and_put_back(matmul):
-    """torch.set_float32_matmul_precision, which is not used, changes what a CPU may do as well."""
-    a, before = torch.randn(200, 200), torch.backends.cuda.matmul.allow_tf32
-    on_cpu, product = torch.backends.mkldnn.matmul.fp32_precision, a @ a
-    with torch_device.products_on_gpu(matmul):
-        assert torch.backends.cuda.matmul.allow_tf32 == (matmul == "tf32")
-        assert torch.backends.mkldnn.matmul.fp32_precision == on_cpu
-        assert torch.equal(a @ a, product)
-    assert torch.backends.cuda.matmul.allow_tf32 == before
+def torch_settings() -> tuple[bool, str]:
+    return torch.backends.cuda.matmul.allow_tf32, torch.backends.mkldnn.matmul.fp32_precision
+
+
+@pytest.mark.parametrize(
+    ("matmul", "told"), [("tf32", (True, "ieee")), ("float32", (False, "ieee")), ("bfloat16", (False, "bf16"))]
+)
+def test_torch_is_told_for_gpus_and_cpus_apart_and_put_back(matmul, told):
+    """torch.set_float32_matmul_precision, which is not used, changes both."""
+    a, before = torch.randn(200, 200), torch_settings()
+    product = a @ a
+    with torch_device.products(matmul):
+        assert torch_settings() == told
+        difference = float((a @ a - product).abs().max())
+        rounds = matmul == "bfloat16" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        assert 1e-3 < difference < 1 if rounds else difference == 0
+    assert torch_settings() == before
+    assert torch.equal(a @ a, product)
 
 
 @pytest.mark.parametrize(("matmul", "told"), [("tf32", "HIGH, HIGH"), ("float32", "HIGHEST, HIGHEST")])
 def test_jax_is_told_in_the_compiled_program(matmul, told):
     """HIGH is tensorfloat32 on a GPU, where a card has it, and HIGHEST is float32 (`jax.lax.Precision`)."""
-    with jax_device.products_on_gpu(matmul):
+    with jax_device.products(matmul):
         program = jax.jit(lambda a: a @ a).lower(jnp.ones((2, 2))).as_text()
     assert f"precision = [{told}]" in program
+
+
+def test_a_gpu_is_told_of_bfloat16_by_jax_and_refused_it_by_torch(monkeypatch):
+    with jax_device.products("bfloat16"):
+        lowered = jax.jit(lambda a: a @ a).trace(jnp.ones((2, 2))).lower(lowering_platforms=("cuda",))
+    assert "lhs_precision_type = bf16, rhs_precision_type = bf16, accumulation_type = f32" in lowered.as_text()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    refused = pytest.raises(UserError, match="take tf32, or --backend numpyro")
+    with refused, torch_device.on_device("cuda", "float32", "bfloat16"):
+        pass
 
 
 def test_options_of_a_step_on_a_gpu_are_known_to_this_xla():
@@ -61,13 +81,20 @@ def test_small_numbers_count_as_zero_in_torch_as_in_jax():
 
 
 @pytest.mark.parametrize("backend", ["numpyro", "pyro"])
-def test_on_a_cpu_the_setting_changes_no_bit(backend, tmp_path):
-    settings = {"device": "cpu", "steps": 5, "log_every": 5, "evaluate_every": 5}
-    runs = [
-        train(small_training(tmp_path, backend, matmul=matmul, **settings), tmp_path / matmul, quiet=True)
-        for matmul in MATMUL
-    ]
-    assert outcome(runs[0]) == outcome(runs[1])
+def test_on_a_cpu_tf32_is_float32_and_bfloat16_goes_on_bit_for_bit(backend, tmp_path):
+    settings = {"device": "cpu", "steps": 6, "log_every": 3, "evaluate_every": 3, "hidden": (64,), "batch_size": 8}
+
+    def trained(matmul: str, steps: int) -> Run:
+        experiment = small_training(tmp_path, backend, matmul=matmul, **settings | {"steps": steps})
+        return train(experiment, tmp_path / f"{matmul}-{steps}", quiet=True)
+
+    tf32, float32, bfloat16 = (trained(matmul, 6) for matmul in ("tf32", "float32", "bfloat16"))
+    assert outcome(tf32) == outcome(float32)
+    assert outcome(resume(trained("bfloat16", 3).path, steps=6, quiet=True)) == outcome(bfloat16)
+    rounds = backend == "numpyro" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    assert (outcome(bfloat16) != outcome(float32)) == rounds
+    last = [run.metrics()[-1]["elbo_per_frame"] for run in (float32, bfloat16)]
+    assert last[0] == pytest.approx(last[1], rel=1e-2)
 
 
 @NEEDS_A_GPU
@@ -77,7 +104,7 @@ def test_products_on_a_gpu_are_as_exact_as_asked_for(backend):
     a = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32)
     exact, error = a.astype(np.float64) @ a, {}
     module = {"numpyro": jax_device, "pyro": torch_device}[backend]
-    for matmul in MATMUL:
+    for matmul in ON_A_GPU:
         with module.on_device("cuda", "float32", matmul):
             x = jnp.asarray(a) if backend == "numpyro" else torch.as_tensor(a).cuda()
             product = np.asarray(x @ x) if backend == "numpyro" else (x @ x).cpu().numpy()

@@ -1,13 +1,14 @@
 """Where JAX computes and in which precision."""
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from ppl_tvae.errors import UserError
+from ppl_tvae.inference.numpyro.products import BFLOAT16, jit_rounding_operands
 
 # XLA's for training on a GPU, where a step of the paper's size is a hundred kernels of microseconds; what each of them
 # saves is in docs/performance.md.
@@ -25,13 +26,13 @@ STEP_OPTIONS: dict[str, Any] = {
 def on_device(device: str, precision: str, matmul: str = "tf32") -> Iterator[None]:
     """Arrays made in this context live on "cpu" or "cuda" ("auto": whichever JAX prefers). Raises UserError.
 
-    matmul: "tf32" or "float32", of float32 products on a GPU.
+    matmul: how float32 products are computed, see `products`.
     """
     place = None if device == "auto" else devices_of(device)[0]
     with (
         jax.default_device(place),
         jax.enable_x64(precision == "float64"),
-        products_on_gpu(matmul) if on_gpu() else nullcontext(),
+        products("float32" if precision == "float64" else matmul),
     ):
         yield
 
@@ -44,14 +45,20 @@ def devices_of(device: str) -> list[jax.Device]:
         raise UserError("expected a GPU for device 'cuda', found none that JAX can use; take --device cpu") from None
 
 
-def products_on_gpu(matmul: str) -> AbstractContextManager[Any]:
-    """float32 products on a GPU in "tf32", whose mantissa has 10 bits, or "float32"."""
-    return jax.default_matmul_precision({"tf32": "tensorfloat32", "float32": "float32"}[matmul])
+def products(matmul: str) -> AbstractContextManager[Any]:
+    """float32 products, summed in float32, of operands with 10 bits of mantissa ("tf32"), 7 ("bfloat16") or all 23.
+
+    A CPU has no "tf32" and computes float32. It has "bfloat16" in what `jit_step` compiles.
+    """
+    return jax.default_matmul_precision({"tf32": "tensorfloat32", "bfloat16": BFLOAT16}.get(matmul, matmul))
 
 
 def jit_step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit` of what trains on the default device; options as there."""
-    return jax.jit(function, compiler_options=STEP_OPTIONS if on_gpu() else None, **options)
+    """`jax.jit` of what trains on the default device, with products as the context has them; options as there."""
+    if on_gpu():
+        return jax.jit(function, compiler_options=STEP_OPTIONS, **options)
+    asked_for = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
+    return (jit_rounding_operands if asked_for == BFLOAT16 else jax.jit)(function, **options)
 
 
 def on_gpu() -> bool:

@@ -3,7 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -17,19 +17,24 @@ from ppl_tvae.errors import UserError
 def on_device(device: str, precision: str, matmul: str = "tf32") -> Iterator[None]:
     """Tensors made in this context live on "cpu" or "cuda" ("auto": a GPU where there is one). Raises UserError.
 
-    matmul: "tf32" or "float32", of float32 products on a GPU. On a CPU numbers too small for a full mantissa count as
+    matmul: how float32 products are computed, see `products`. On a CPU numbers too small for a full mantissa count as
     zero. The host's checks of values, the global random stream, the default dtype, the precision of products and small
     numbers are put back afterwards.
     """
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("expected a GPU for device 'cuda', found none that torch can use; take --device cpu")
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    if place == "cuda" and matmul == "bfloat16":
+        raise UserError(
+            "expected tf32 or float32 for --matmul of backend 'pyro' on a GPU, found 'bfloat16', which torch has there "
+            "for bfloat16 tensors alone; take tf32, or --backend numpyro"
+        )
     dtype, default_device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(getattr(torch, precision))
     torch.set_default_device(None if place == "cpu" else place)
     try:
-        arithmetic = products_on_gpu(matmul) if place == "cuda" else denormals_as_zero()
-        with torch.random.fork_rng(), pyro.validation_enabled(False), arithmetic:
+        small_numbers = denormals_as_zero() if place == "cpu" else nullcontext()
+        with torch.random.fork_rng(), pyro.validation_enabled(False), products(matmul), small_numbers:
             yield
     finally:
         torch.set_default_dtype(dtype)
@@ -37,17 +42,19 @@ def on_device(device: str, precision: str, matmul: str = "tf32") -> Iterator[Non
 
 
 @contextmanager
-def products_on_gpu(matmul: str) -> Iterator[None]:
-    """float32 products on a GPU in "tf32", whose mantissa has 10 bits, or "float32".
+def products(matmul: str) -> Iterator[None]:
+    """float32 products, summed in float32, of operands with 10 bits of mantissa ("tf32"), 7 ("bfloat16") or all 23.
 
-    Not by torch.set_float32_matmul_precision, which also lets a CPU that can compute products of fewer bits.
+    A CPU has no "tf32"; one that has no "bfloat16" either computes float32, as any does where products are small. Not
+    by torch.set_float32_matmul_precision, which sets CPUs and GPUs together.
     """
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = matmul == "tf32"
+    on_gpu, on_cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = on_gpu.allow_tf32, on_cpu.fp32_precision
+    on_gpu.allow_tf32, on_cpu.fp32_precision = matmul == "tf32", "bf16" if matmul == "bfloat16" else "ieee"
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        on_gpu.allow_tf32, on_cpu.fp32_precision = before
 
 
 @contextmanager
