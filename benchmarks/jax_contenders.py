@@ -111,7 +111,7 @@ def _rendering(tables: Any, frames: jax.Array, plans: Plans) -> Any:
 
 
 def _products(frames: jax.Array) -> Any:
-    sequences = frames.shape[:2]  # not rows of one matrix, since XLA has other products of bfloat16 for these
+    sequences = frames.shape[:2]  # as in a step: of rows in one axis XLA computes some bfloat16 products in float32
     sizes = layers(paper_experiment("numpyro"), frames[0, 0].size)
     needs_gradient = [input_needs_gradient for _, _, input_needs_gradient in sizes]
     operands = [

@@ -1,7 +1,7 @@
 """Training steps per second beside the same model without a probabilistic programming language: prints one table.
 
     python -m benchmarks.training_step [--batch-sizes 8,64] [--seconds 3] [--backends numpyro,pyro] [--json FILE]
-        [--device cuda] [--matmul float32] [--compiled]
+        [--device cuda] [--matmul bfloat16] [--compiled]
 
 Each framework has a process of its own, since the thread pools of torch and JAX disturb each other; within it the
 contenders take turns (see `rounds.py`).
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.worker:
         print(json.dumps(measured(options.worker, options)))
         return
-    machine = machine_line(options.device)
+    machine = f"{machine_line(options.device)}; --matmul {options.matmul}"
     rows = beside_released([row for backend in options.backends for row in _in_own_process(backend, options)])
     print(machine, table_line(dict(zip(COLUMNS, COLUMNS, strict=True))), sep="\n")
     print(*(table_line(cells(row)) for row in rows), sep="\n")
@@ -159,10 +159,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--backends", type=backend_names, default=list(CONTENDERS), metavar="NAME,...", help="(both)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's time too")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="(cpu)")
-    parser.add_argument("--matmul", choices=("tf32", "float32", "bfloat16"), default="tf32", help="(tf32)")
+    parser.add_argument("--matmul", choices=("tf32", "float32", "bfloat16"), default="tf32", help="of products (tf32)")
     parser.add_argument("--compiled", action="store_true", help="on a CPU too, time PyTorch alone under torch.compile")
     parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    backends = [options.worker] if options.worker else options.backends
+    if options.matmul == "bfloat16" and options.device == "cuda" and "pyro" in backends:
+        parser.error("expected --backends numpyro with --matmul bfloat16 on a GPU, found pyro")
+    return options
 
 
 def numbers(text: str) -> list[int]:

@@ -88,7 +88,8 @@ class Experiment:
     precision: str = _setting("float32", "float32 or float64", choices=("float32", "float64"), flag="float")
     matmul: str = _setting(
         "tf32",
-        "tf32, float32 or bfloat16, of float32 products in training; tf32 on a CPU, and evaluation: float32",
+        "of float32 products in training: tf32 (of GPUs; CPUs compute float32), float32, or bfloat16 (numpyro; pyro on "
+        "CPUs with AMX)",
         choices=("tf32", "float32", "bfloat16"),
     )
 

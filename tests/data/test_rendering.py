@@ -20,6 +20,8 @@ from ppl_tvae.data.rendering import (
 )
 from ppl_tvae.data.transforms import perspective_coordinates, scales, source_coordinates
 
+pytestmark = pytest.mark.usefixtures("machine_code_as_users_have_it")
+
 S = 18
 GENERATOR = np.random.default_rng(0)
 # Odd beside even, not square, and bright up to the edge: what a digit in a black margin would hide.

@@ -8,9 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 from ppl_tvae.inference.numpyro.device import jit_step, on_device
 
+pytestmark = pytest.mark.usefixtures("machine_code_as_users_have_it")
+
+MESH = Mesh(np.asarray(jax.devices("cpu")[:1]), ("a",))
 X, Y = (np.random.default_rng(seed).standard_normal((5, 6, 6)).astype(np.float32) for seed in (0, 1))
 
 
@@ -39,6 +44,8 @@ def test_operands_are_rounded_and_sums_are_not():
 @pytest.mark.parametrize(
     "wrapped",
     [
+        lambda x, y: lax.dot_general(x, y, (((2,), (1,)), ((0,), (0,)))),
+        lambda x, y: jnp.stack([lax.dot(*pair) for pair in zip(x, y, strict=True)]),
         jax.jit(lambda x, y: x @ y),
         jax.vmap(lambda x, y: x @ y),
         jax.checkpoint(lambda x, y: x @ y),
@@ -46,8 +53,9 @@ def test_operands_are_rounded_and_sums_are_not():
         lambda x, y: lax.scan(lambda _, pair: (None, pair[0] @ pair[1]), None, (x, y))[1],
         lambda x, y: lax.cond(x[0, 0, 0] < 9, lambda: x @ y, lambda: jnp.zeros_like(x)),
         lambda x, y: jax.nn.relu(x @ y) - jax.nn.relu(-(x @ y)),
+        lambda x, y: jax.shard_map(lambda x, y: x @ y, mesh=MESH, in_specs=P("a"), out_specs=P("a"))(x, y),
     ],
-    ids=["jit", "vmap", "checkpoint", "loop", "scan", "branch", "derivative of its own"],
+    ids=["lax", "lax.dot", "jit", "vmap", "checkpoint", "loop", "scan", "branch", "derivative of its own", "shard_map"],
 )
 def test_so_are_they_wherever_a_product_stands(wrapped):
     close(in_bfloat16(wrapped, X, Y), rounded(X) @ rounded(Y))
@@ -59,6 +67,17 @@ def test_the_products_of_a_gradient_too(wrapper):
     product, g = wrapper(lambda x, y: x @ y), X[::-1].copy()
     found = in_bfloat16(jax.grad(lambda x, y, g: jnp.sum(g * product(x, y))), X, Y, g)
     close(found, rounded(g) @ rounded(Y).swapaxes(1, 2))
+
+
+def test_a_product_within_a_solver_too():
+    """`custom_linear_solve` holds its functions in a named tuple. The solution is a product of matrices here."""
+    found = in_bfloat16(lambda x, y: lax.custom_linear_solve(lambda v: v, y, lambda _, b: x @ b), X, Y)
+    close(found, rounded(X) @ rounded(Y))
+
+
+def test_a_scalar_may_be_an_operand():
+    found = in_bfloat16(lambda x: lax.dot_general(x, jnp.float32(1.0 + 2**-9), (((), ()), ((), ()))), X)
+    close(found, rounded(X))
 
 
 def test_a_product_that_asks_for_more_gets_it():
@@ -79,15 +98,43 @@ def test_what_is_returned_keeps_its_structure():
     np.testing.assert_array_equal(found["sum"], X + 3)
 
 
-@pytest.mark.parametrize(
-    "left",
-    [lambda x: jax.nn.relu(x.T), lambda x: x.T, lambda x: x.reshape(6, 6, 1).transpose(1, 2, 0).reshape(6, 6)],
-    ids=["positive part", "-", "with an axis of length one"],
-)
-def test_products_of_transposed_matrices_too(left):
-    """XLA of jaxlib 0.10 cannot compute the first of them from bfloat16 where it moves the transposition into it."""
-    x = np.abs(X[0])
-    close(in_bfloat16(lambda x, y: left(x) @ y, x, Y[0]), rounded(x.T) @ rounded(Y[0]))
+WIDE = np.random.default_rng(2).standard_normal((64, 64)).astype(np.float32)
+
+
+def of_a_transposed(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jax.nn.relu(x.T) @ y
+
+
+def test_what_xla_cannot_compute_from_bfloat16_is_computed_from_rounded_float32():
+    expected = rounded(np.maximum(WIDE.T, 0)) @ rounded(WIDE)
+    np.testing.assert_allclose(in_bfloat16(of_a_transposed, WIDE, WIDE), expected, rtol=2e-5, atol=2e-5)
+    gradient = jax.grad(lambda x, y: jnp.sum(of_a_transposed(x, y) * y))
+    expected = ((WIDE.T > 0) * (rounded(WIDE) @ rounded(WIDE).T)).T
+    np.testing.assert_allclose(in_bfloat16(gradient, WIDE, WIDE), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_rounded_float32_is_a_way_of_its_own(monkeypatch):
+    """The other way, where XLA can take the first: chosen for good once XLA has refused."""
+    refused = []
+
+    def refusing(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        compiled = jit(function, **options)
+
+        def run(*arguments: Any) -> Any:
+            if "bf16" in str(jax.make_jaxpr(function)(*arguments)):
+                refused.append(True)
+                raise jax.errors.JaxRuntimeError("UNIMPLEMENTED: Unsupported element type for DotThunk")
+            return compiled(*arguments)
+
+        return run
+
+    jit = jax.jit
+    monkeypatch.setattr(jax, "jit", refusing)
+    with on_device("cpu", "float32", "bfloat16"):
+        product = jit_step(lambda x, y: x @ y)
+        for _ in range(2):
+            close(np.asarray(product(X, Y)), rounded(X) @ rounded(Y))
+    assert len(refused) == 1
 
 
 def test_other_errors_of_compiled_functions_stay_what_they_are():

@@ -48,7 +48,7 @@ def devices_of(device: str) -> list[jax.Device]:
 def products(matmul: str) -> AbstractContextManager[Any]:
     """float32 products, summed in float32, of operands with 10 bits of mantissa ("tf32"), 7 ("bfloat16") or all 23.
 
-    A CPU has no "tf32" and computes float32. It has "bfloat16" in what `jit_step` compiles.
+    A CPU has no "tf32" and computes float32. It has "bfloat16" in what `jit_step` compiles, and nowhere else.
     """
     return jax.default_matmul_precision({"tf32": "tensorfloat32", "bfloat16": BFLOAT16}.get(matmul, matmul))
 

@@ -1,10 +1,11 @@
 """float32 matrix products with operands in bfloat16, on a CPU.
 
 JAX has a name for them, which can be asked for in a context (`jax.default_matmul_precision(BFLOAT16)`) and stands in
-each product of a traced function. XLA follows it on a GPU. On a CPU it does not, though some CPUs have such products.
+each product that is traced there. XLA does as it says on a GPU. On a CPU it multiplies in float32 or, in a few
+products, refuses the name, though some CPUs have products of bfloat16.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from functools import partial, wraps
 from typing import Any
 
@@ -15,44 +16,50 @@ from jax.extend import core
 # Operands are rounded to bfloat16, which has 7 bits of mantissa in place of 23; their products are summed in float32.
 BFLOAT16 = "BF16_BF16_F32"
 
+Rounding = Callable[[jax.Array], jax.Array]
+
 
 def jit_rounding_operands(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """`jax.jit` for a CPU, with products under the name BFLOAT16 as the name says; options as there.
+    """`jax.jit` for a CPU, with matrix products (not convolutions) under the name BFLOAT16 as the name says.
 
-    Keyword arguments are not taken. Raises JaxRuntimeError as other compiled functions do.
+    Each call waits for its results. Arguments are positional and stay the caller's; options: those of `jax.jit` that
+    say where results are.
     """
-    compiled = jax.jit(_rounding_operands(function, jnp.bfloat16), **options)
+    fast = jax.jit(_rounding_operands(function, lambda operand: operand.astype(jnp.bfloat16)), **options)
     # XLA decides how a product is computed before it moves transpositions into it, and cannot compute some of those
-    # that come of it from bfloat16 (jaxlib 0.10; of our programs, those of a learned lattice). From float32 it can.
-    slower = jax.jit(_rounding_operands(function, jnp.float32), **options)
+    # that come of it from bfloat16 (jaxlib 0.8 to 0.11). From float32 it can.
+    as_float32 = partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=7)
+    slow = jax.jit(_rounding_operands(function, as_float32), **options)
+    chosen = fast
 
     @wraps(function)
     def run(*arguments: Any) -> Any:
-        nonlocal compiled
+        nonlocal chosen
+        tried = chosen
         try:
-            return jax.block_until_ready(compiled(*arguments))
+            return jax.block_until_ready(tried(*arguments))
         except jax.errors.JaxRuntimeError as error:
-            if compiled is slower or "Unsupported element type for Dot" not in str(error):
+            if tried is slow or "Unsupported element type for Dot" not in str(error):
                 raise
-        compiled = slower
-        return compiled(*arguments)
+        chosen = slow
+        return jax.block_until_ready(slow(*arguments))
 
     return run
 
 
-def _rounding_operands(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
-    """dtype: in which products take the rounded operands; what they give differs in the order of sums."""
+def _rounding_operands(function: Callable[..., Any], rounding: Rounding) -> Callable[..., Any]:
+    """rounding: of operands to bfloat16, in whichever dtype; what products give differs in the order of sums."""
 
     @wraps(function)
-    def rounding(*arguments: Any) -> Any:
+    def with_operands_rounded(*arguments: Any) -> Any:
         traced, result = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        values = _evaluate(dtype, traced, *jax.tree.leaves(arguments))
+        values = _evaluate(rounding, traced, *jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(result), values)
 
-    return rounding
+    return with_operands_rounded
 
 
-def _evaluate(dtype: Any, traced: core.ClosedJaxpr, *arguments: Any) -> list[Any]:
+def _evaluate(rounding: Rounding, traced: core.ClosedJaxpr, *arguments: Any) -> list[Any]:
     """What a traced function computes, operation by operation, with the operands of products rounded."""
     jaxpr = traced.jaxpr
     values = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*traced.consts, *arguments], strict=True))
@@ -61,17 +68,26 @@ def _evaluate(dtype: Any, traced: core.ClosedJaxpr, *arguments: Any) -> list[Any
         return variable.val if isinstance(variable, core.Literal) else values[variable]
 
     for equation in jaxpr.eqns:
-        primitive, operands = equation.primitive, [read(variable) for variable in equation.invars]
-        if primitive in _CALLS:
-            results = _evaluate(dtype, equation.params["call_jaxpr"], *operands)
-        elif primitive is core.primitives.dot_general_p:
-            results = [_product(dtype, operands, equation.params)]
-        else:
-            parameters = {name: _with_products_rounded(dtype, value) for name, value in equation.params.items()}
-            result = primitive.bind(*operands, **parameters)
-            results = result if primitive.multiple_results else [result]
+        operands = [read(variable) for variable in equation.invars]
+        with equation.ctx.manager:
+            results = _results(rounding, equation, operands)
         values.update(zip(equation.outvars, results, strict=True))
     return [read(variable) for variable in jaxpr.outvars]
+
+
+def _results(rounding: Rounding, equation: Any, operands: list[Any]) -> list[Any]:
+    primitive, parameters = equation.primitive, equation.params
+    if primitive in _CALLS:
+        return _evaluate(rounding, parameters["call_jaxpr"], *operands)
+    if primitive is core.primitives.dot_general_p and _is_to_be_rounded(equation):
+        # Without its name, as it does now what the name says.
+        parameters = {**parameters, "precision": None, "preferred_element_type": jnp.dtype("float32")}
+        return [primitive.bind(*(rounding(jnp.asarray(operand)) for operand in operands), **parameters)]
+    parameters = {name: _with_products_rounded(rounding, value) for name, value in parameters.items()}
+    bound = primitive.get_bind_params(parameters)
+    functions, parameters = bound if isinstance(bound, tuple) else ((), bound)  # the former up to JAX 0.9
+    result = primitive.bind(*functions, *operands, **parameters)
+    return list(result) if primitive.multiple_results else [result]
 
 
 # Operations that only call a function, which is evaluated in their place; so are those with derivatives of their own,
@@ -79,20 +95,18 @@ def _evaluate(dtype: Any, traced: core.ClosedJaxpr, *arguments: Any) -> list[Any
 _CALLS = (core.primitives.closed_call_p, core.primitives.custom_jvp_call_p, core.primitives.custom_vjp_call_p)
 
 
-def _product(dtype: Any, operands: Sequence[Any], parameters: Mapping[str, Any]) -> Any:
-    """A product as its parameters have it, with operands rounded if they ask for that; its type stays what it was."""
-    if str(parameters["precision"]) == BFLOAT16 and parameters["preferred_element_type"] == jnp.float32:
-        operands = [operand.astype(jnp.bfloat16).astype(dtype) for operand in operands]
-        parameters = {**parameters, "precision": None}  # what XLA does with the name on a CPU is not always nothing
-    return core.primitives.dot_general_p.bind(*operands, **parameters)
+def _is_to_be_rounded(product: Any) -> bool:
+    dtypes = {variable.aval.dtype for variable in (*product.invars, *product.outvars)}
+    return product.params["precision"] is jax.lax.DotAlgorithmPreset[BFLOAT16] and dtypes == {jnp.dtype("float32")}
 
 
-def _with_products_rounded(dtype: Any, value: Any) -> Any:
+def _with_products_rounded(rounding: Rounding, value: Any) -> Any:
     """A parameter of an operation: the body of a loop or a branch, or several, or anything else, which is left."""
     if isinstance(value, core.ClosedJaxpr):
-        return jax.make_jaxpr(partial(_evaluate, dtype, value))(*value.in_avals)
+        return jax.make_jaxpr(partial(_evaluate, rounding, value))(*value.in_avals)
     if isinstance(value, core.Jaxpr):
-        return _with_products_rounded(dtype, core.ClosedJaxpr(value, ())).jaxpr
-    if type(value) is tuple:
-        return tuple(_with_products_rounded(dtype, each) for each in value)
+        return _with_products_rounded(rounding, core.ClosedJaxpr(value, ())).jaxpr
+    if isinstance(value, tuple):
+        several = [_with_products_rounded(rounding, each) for each in value]
+        return type(value)(*several) if hasattr(value, "_fields") else tuple(several)
     return value

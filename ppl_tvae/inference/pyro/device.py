@@ -24,17 +24,17 @@ def on_device(device: str, precision: str, matmul: str = "tf32") -> Iterator[Non
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("expected a GPU for device 'cuda', found none that torch can use; take --device cpu")
     place = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
-    if place == "cuda" and matmul == "bfloat16":
+    if place == "cuda" and matmul == "bfloat16" and precision == "float32":
         raise UserError(
             "expected tf32 or float32 for --matmul of backend 'pyro' on a GPU, found 'bfloat16', which torch has there "
-            "for bfloat16 tensors alone; take tf32, or --backend numpyro"
+            "for bfloat16 tensors alone; take --device cpu, tf32, or --backend numpyro"
         )
     dtype, default_device = torch.get_default_dtype(), torch.get_default_device()
     torch.set_default_dtype(getattr(torch, precision))
     torch.set_default_device(None if place == "cpu" else place)
     try:
         small_numbers = denormals_as_zero() if place == "cpu" else nullcontext()
-        with torch.random.fork_rng(), pyro.validation_enabled(False), products(matmul), small_numbers:
+        with torch.random.fork_rng(), pyro.validation_enabled(False), products(matmul, place), small_numbers:
             yield
     finally:
         torch.set_default_dtype(dtype)
@@ -42,19 +42,23 @@ def on_device(device: str, precision: str, matmul: str = "tf32") -> Iterator[Non
 
 
 @contextmanager
-def products(matmul: str) -> Iterator[None]:
+def products(matmul: str, place: str) -> Iterator[None]:
     """float32 products, summed in float32, of operands with 10 bits of mantissa ("tf32"), 7 ("bfloat16") or all 23.
 
-    A CPU has no "tf32"; one that has no "bfloat16" either computes float32, as any does where products are small. Not
-    by torch.set_float32_matmul_precision, which sets CPUs and GPUs together.
+    A GPU has no "bfloat16". A CPU has no "tf32" and computes float32; so does one without AMX for "bfloat16". Not by
+    torch.set_float32_matmul_precision, which sets CPUs and GPUs together.
     """
-    on_gpu, on_cpu = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = on_gpu.allow_tf32, on_cpu.fp32_precision
-    on_gpu.allow_tf32, on_cpu.fp32_precision = matmul == "tf32", "bf16" if matmul == "bfloat16" else "ieee"
+    backends: Any = torch.backends
+    settings, name, value = {
+        "cuda": (backends.cuda.matmul, "allow_tf32", matmul == "tf32"),
+        "cpu": (backends.mkldnn.matmul, "fp32_precision", "bf16" if matmul == "bfloat16" else "ieee"),
+    }[place]
+    before = getattr(settings, name)
+    setattr(settings, name, value)
     try:
         yield
     finally:
-        on_gpu.allow_tf32, on_cpu.fp32_precision = before
+        setattr(settings, name, before)
 
 
 @contextmanager
