@@ -11,8 +11,8 @@ import pytest
 if os.environ.get("PPL_TVAE_GPU") != "1":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-    # XLA makes of a program what it always does, and LLVM unoptimised machine code of that, in half the time. Tests of
-    # bits and of single operations ask for `machine_code_as_users_have_it`.
+    # Machine code that LLVM does not optimise is there in half the time. Tests of bits and of single operations ask for
+    # `machine_code_as_users_have_it`.
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # On a busy machine torch's threads wait for each other, and these small programs take ten times as long as with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

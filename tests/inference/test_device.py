@@ -28,7 +28,7 @@ NEEDS_A_GPU = pytest.mark.skipif(
 @pytest.mark.parametrize("before", ["highest", "medium"])
 @pytest.mark.parametrize("matmul", ["tf32", "float32", "bfloat16"])
 def test_torch_is_told_and_what_it_was_told_before_is_put_back(matmul, before):
-    """ "medium" is what a user may have set, for CPUs and GPUs together."""
+    """A user may have set CPUs and GPUs together to "medium" before."""
     a = torch.randn(200, 200)
     torch.set_float32_matmul_precision("highest")
     product = a @ a

@@ -57,6 +57,7 @@ def jit_step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     """`jax.jit` of what trains on the default device, with products as the context has them; options as there."""
     if on_gpu():
         return jax.jit(function, compiler_options=STEP_OPTIONS, **options)
+    # JAX gives its config an attribute for each setting when it is imported, where a type checker does not see it.
     asked_for = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
     return (jit_rounding_operands if asked_for == BFLOAT16 else jax.jit)(function, **options)
 

@@ -85,7 +85,7 @@ def _results(rounding: Rounding, equation: Any, operands: list[Any]) -> list[Any
         return [primitive.bind(*(rounding(jnp.asarray(operand)) for operand in operands), **parameters)]
     parameters = {name: _with_products_rounded(rounding, value) for name, value in parameters.items()}
     bound = primitive.get_bind_params(parameters)
-    functions, parameters = bound if isinstance(bound, tuple) else ((), bound)  # the former up to JAX 0.9
+    functions, parameters = bound if isinstance(bound, tuple) else ((), bound)  # the former in JAX 0.8
     result = primitive.bind(*functions, *operands, **parameters)
     return list(result) if primitive.multiple_results else [result]
 

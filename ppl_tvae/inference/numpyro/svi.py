@@ -78,7 +78,10 @@ class Trainer:
         return other
 
     def advance(self, plans: Any) -> np.ndarray:
-        """Train on plans (steps, batch, ...); the loss of each step, nats per frame, (steps,). One host sync."""
+        """Train on plans (steps, batch, ...); the loss of each step, nats per frame, (steps,).
+
+        A GPU is waited for once.
+        """
         losses = []
         for part, num_steps in _calls(plans):
             self._state, padded = self._advance(self._state, self._tables, self._placed(part), num_steps)
