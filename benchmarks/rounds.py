@@ -7,6 +7,7 @@ times and ratios are medians over rounds.
 import time
 from collections.abc import Callable, Mapping
 from statistics import median
+from typing import TypeVar
 
 SECONDS_PER_CHUNK = 0.3
 # Fewer steps would time what is done once per chunk: a compiled loop of one step is no loop, and one of many first
@@ -15,15 +16,19 @@ SHORTEST_CHUNK, LONGEST_CHUNK = 4, 512  # steps
 FEWEST_ROUNDS = 3
 
 Run = Callable[[int], object]
+Name = TypeVar("Name")
 
 
-def interleaved(contenders: Mapping[str, Run], seconds: float) -> dict[str, list[float]]:
+def interleaved(
+    contenders: Mapping[Name, Run], seconds: float, shortest_chunk: int = SHORTEST_CHUNK
+) -> dict[Name, list[float]]:
     """Seconds per step of each contender in each round, after a warm-up.
 
     A contender is a function that takes so many steps and returns when they are done. seconds: how long each is timed.
+    shortest_chunk: in steps; 1 where a step is a call of its own, and nothing is done once per chunk.
     """
-    lengths = {name: _chunk_length(run) for name, run in contenders.items()}
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    lengths = {name: _chunk_length(run, shortest_chunk) for name, run in contenders.items()}
+    times: dict[Name, list[float]] = {name: [] for name in contenders}
     order = list(contenders)
     while len(times[order[0]]) < FEWEST_ROUNDS or _timed(times, lengths) < seconds * len(contenders):
         for name in order:
@@ -37,11 +42,12 @@ def ratio(times: list[float], reference: list[float]) -> float:
     return median(own / other for own, other in zip(times, reference, strict=True))
 
 
-def _chunk_length(run: Run) -> int:
-    run(SHORTEST_CHUNK)  # compiles, allocates
-    length = round(SECONDS_PER_CHUNK / _seconds_per_step(run, SHORTEST_CHUNK))
-    length = min(max(length, SHORTEST_CHUNK), LONGEST_CHUNK)
-    run(length)
+def _chunk_length(run: Run, shortest: int) -> int:
+    run(shortest)  # compiles, allocates
+    length = round(SECONDS_PER_CHUNK / _seconds_per_step(run, shortest))
+    length = min(max(length, shortest), LONGEST_CHUNK)
+    if length > shortest:
+        run(length)  # a loop of another length may be compiled anew
     return length
 
 
@@ -51,5 +57,5 @@ def _seconds_per_step(run: Run, num_steps: int) -> float:
     return (time.perf_counter() - started) / num_steps
 
 
-def _timed(times: Mapping[str, list[float]], lengths: Mapping[str, int]) -> float:
+def _timed(times: Mapping[Name, list[float]], lengths: Mapping[Name, int]) -> float:
     return sum(sum(rounds) * lengths[name] for name, rounds in times.items())

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from time import sleep
 
 import jax
 import jax.numpy as jnp
@@ -257,6 +258,15 @@ def test_contenders_take_turns():
     assert {name: len(rounds) for name, rounds in times.items()} == dict.fromkeys("abc", 3)
 
 
+def test_a_slow_contender_warms_up_once(monkeypatch):
+    """Twice in all: to compile, and to find how many steps a chunk has. A longer chunk would be compiled anew."""
+    monkeypatch.setattr("benchmarks.rounds.SECONDS_PER_CHUNK", 0.01)
+    for shortest_chunk in (1, 4):
+        lengths = []
+        interleaved({"slow": lambda count, lengths=lengths: lengths.append(count) or sleep(0.02)}, 0.0, shortest_chunk)
+        assert lengths == 5 * [shortest_chunk]
+
+
 def test_projection_of_the_papers_run():
     """Two seconds to begin and a millisecond a step: 602 seconds."""
     assert gpu.projection("numpyro", 3, (1, 1.0), (2, 2.0)).startswith("numpyro, 3 seeds at once: 600,000 steps")
@@ -309,13 +319,16 @@ def test_products_of_a_step():
 def test_growth_is_measured_in_both_backends(tmp_path, monkeypatch):
     small = small_training(tmp_path, "numpyro", device="cpu", temporal_window=3)
     monkeypatch.setattr(growth, "paper_experiment", lambda backend: replace(small, backend=backend).resolved())
-    monkeypatch.setattr(growth, "SIZES", {"C": "num_capsules"})
+    monkeypatch.setattr(growth, "SIZES", {"C": "num_capsules", "batch": "batch_size"})
     monkeypatch.setattr(growth, "DOUBLINGS", (1, 2))
+    begun, trainer_of = [], growth.trainer_of
+    monkeypatch.setattr(growth, "trainer_of", lambda *arguments: begun.append(arguments[0]) or trainer_of(*arguments))
     for backend in ("numpyro", "pyro"):
         rows = growth.measured(backend, "cpu", 0.0)
-        assert [row["value"] for row in rows] == [2, 4]
-        assert rows[0]["measured"] == rows[0]["predicted"] == 1
+        assert [row["value"] for row in rows] == [2, 4, 8, 16]
+        assert [row["measured"] for row in rows[::2]] == [row["predicted"] for row in rows[::2]] == [1, 1]
         assert all(row["ms"] > 0 for row in rows)
+    assert len(begun) == len(set(begun)) == 6  # what two sizes begin with is one trainer
 
 
 def test_the_table_of_growth(monkeypatch, capsys, tmp_path):
