@@ -107,7 +107,8 @@ def parts_of(names: set[str]) -> set[str]:
 MAY_KNOW = {
     "errors": set(),
     "program": set(),
-    "data": {"data", "errors"},
+    "cache": set(),
+    "data": {"data", "cache", "errors"},
     "inference": {"inference", "program", "errors"},
     "models": {"models", "program", "errors"},
     "config": {"models", "errors"},

@@ -1,4 +1,4 @@
-"""What is wrong with a program, in one sentence, before it is trained: found by running it once on a small batch."""
+"""What is wrong with a program, in one sentence, before it is trained: found by running it once on a batch."""
 
 from typing import Any
 

@@ -59,7 +59,7 @@ class Trainer:
         torch.manual_seed(seed)
         self._plan = _copied(to_device(first_plan))
         frames = render(self._tables, self._plan)
-        check_program(program, frames[:2])
+        check_program(program, frames)
         with pyro.get_param_store().scope() as self._store, torch.no_grad():
             program_traces(program, frames)
         self._unconstrained = list(self._store["params"].values())
