@@ -23,12 +23,15 @@ from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.pyro import tracing as pyro_tracing
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.pyro.objectives import OBJECTIVES as PYRO_OBJECTIVES
+from ppl_tvae.inference.pyro.objectives import is_vectorised
 from ppl_tvae.inference.pyro.objectives import renyi_bound as pyro_renyi_bound
-from ppl_tvae.models.catalogue import OBJECTIVES
+from ppl_tvae.models.catalogue import GUIDES, OBJECTIVES
 from ppl_tvae.program import Program
+from ppl_tvae.training import data_of, trainer_of
 from tests.conftest import STANDARD_ERRORS
 from tests.inference import linear_gaussian
 from tests.small import random_parameters, small_experiment, small_frames
+from tests.small_runs import small_training
 
 BACKENDS = ("numpyro", "pyro")
 HOSTS = {"numpyro": (numpyro, jnp.exp, numpyro_dist), "pyro": (pyro, torch.exp, pyro_dist)}
@@ -64,12 +67,12 @@ def measured(objective, program, parameters, frames, seed=0, step=2):
         return jax.tree.map(np.asarray, results)
 
 
-def measured_in_pyro(objective, program, parameters, frames, seed=0, step=2):
+def measured_in_pyro(objective, program, parameters, frames, seed=0, step=2, vectorised=False):
     """The same in Pyro."""
     with on_torch("cpu", "float64"), pyro_tracing.parameters_as({n: torch.tensor(v) for n, v in parameters.items()}):
         torch.manual_seed(seed)
         step = torch.full((), step)
-        values = PYRO_OBJECTIVES[objective.name](objective, program, torch.tensor(frames), step)
+        values = PYRO_OBJECTIVES[objective.name](objective, program, torch.tensor(frames), step, vectorised)
         values.mean().backward()
         leaves = dict(pyro.get_param_store().named_parameters())
         gradient = {n: np.zeros(v.shape) if v.grad is None else v.grad.numpy() for n, v in leaves.items()}
@@ -271,6 +274,82 @@ def test_backends_agree(name, case, monkeypatch):
         np.testing.assert_allclose(
             gradient, theirs[1][site], rtol=1e-7, atol=1e-9 * np.abs(gradient).max(), err_msg=site
         )
+
+
+@pytest.mark.parametrize("guide", ["linear-gaussian", *GUIDES])
+@pytest.mark.parametrize("name", ["iwae", "iwae-dreg", "renyi"])
+def test_a_guide_that_runs_once_for_all_particles(name, guide):
+    """Values and gradients are those of one that runs for each: from the same seed both draw the same numbers."""
+    if guide == "linear-gaussian":
+        program, parameters, frames = conjugate("pyro"), linear_gaussian.parameters(), linear_gaussian.observations(2)
+    else:
+        rng, experiment = np.random.default_rng(3), small_experiment(guide=guide)
+        parameters, frames = random_parameters(experiment, rng), small_frames(experiment, 2, rng)
+        program = assemble(experiment, "pyro")
+    seen = []
+    counted = program._replace(guide=lambda frames: seen.append(len(frames)) or program.guide(frames))
+    runs = [
+        measured_in_pyro(FOUR_PARTICLES[name], counted, parameters, frames, vectorised=vectorised)
+        for vectorised in (False, True)
+    ]
+    assert set(seen) == {8, 2}
+    assert len(np.unique(runs[0][0])) == 2
+    np.testing.assert_allclose(runs[1][0], runs[0][0], rtol=1e-10)
+    for site, gradient in runs[0][1].items():
+        np.testing.assert_allclose(
+            runs[1][1][site], gradient, rtol=1e-7, atol=1e-9 * np.abs(gradient).max(), err_msg=site
+        )
+
+
+def with_guide(guide):
+    """A program with one latent number for each sequence, and that guide."""
+
+    def model(frames):
+        with pyro.plate("sequences", frames.shape[0]):
+            z = pyro.sample("z", pyro_dist.Normal(0.0, 1.0))
+            pyro.sample("x", pyro_dist.Normal(z, 1.0), obs=frames[:, 0, 0, 0, 0])
+
+    return Program(model, guide)
+
+
+def waiting_guide(frames):
+    scale = pyro.param("scale", torch.ones(()))
+    with pyro.plate("sequences", frames.shape[0]):
+        z = pyro.sample("z", pyro_dist.Normal(frames[:, 0, 0, 0, 0], scale))
+    assert float(z.sum()) < 1e6  # one value, where vmap has one for each particle
+
+
+@pytest.mark.parametrize("name", ["iwae", "iwae-dreg", "renyi"])
+def test_which_guides_run_once_for_all_particles(name):
+    frames = torch.tensor(linear_gaussian.observations(2))
+    parameters = linear_gaussian.parameters() | {"shift": 0.3, "gain": 0.8, "log_scale": 0.1}
+    tensors = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in parameters.items()}
+    with on_torch("cpu", "float64"), pyro_tracing.parameters_as(tensors):
+        before = torch.get_rng_state()
+        found = {
+            "plain": is_vectorised(FOUR_PARTICLES[name], conjugate("pyro"), frames),
+            "one particle": is_vectorised(Objective(name), conjugate("pyro"), frames),
+            "another plate": is_vectorised(FOUR_PARTICLES[name], nested_plates("pyro", "inside"), frames[:, :2]),
+            "waits for a value": is_vectorised(FOUR_PARTICLES[name], with_guide(waiting_guide), frames),
+        }
+        torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
+    assert found == {"plain": True, "one particle": False, "another plate": False, "waits for a value": False}
+
+
+@pytest.mark.parametrize("num_particles", [1, 3])
+def test_training_runs_such_a_guide_once(num_particles, tmp_path, monkeypatch):
+    asked, bound = [], PYRO_OBJECTIVES["iwae"]
+    monkeypatch.setitem(
+        PYRO_OBJECTIVES, "iwae", lambda *given, **named: asked.append(given[4:]) or bound(*given, **named)
+    )
+    experiment = small_training(
+        tmp_path, "pyro", objective="iwae", num_particles=num_particles, device="cpu"
+    ).resolved()
+    data = data_of(experiment)
+    with trainer_of(experiment, data) as trainer:
+        losses = trainer.advance(data.train_plans(0, 0, 2, experiment.batch_size))
+    assert np.isfinite(losses).all()
+    assert asked[-2:] == 2 * [num_particles > 1]
 
 
 def nested_plates(backend, layout):

@@ -5,20 +5,16 @@ arXiv 1509.00519, for the bound made of them).
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
 import pyro
 import torch
-from pyro.poutine import trace
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from ppl_tvae.inference.pyro.device import return_freed_memory
+from ppl_tvae.inference.pyro.particles import Latents, LogDensity, drawn, is_vectorisable, repeated
 from ppl_tvae.inference.pyro.tracing import (
-    Trace,
     as_trace,
     frame_log_joint,
-    latent_sites,
     log_joint,
     parameters_as,
     replayed,
@@ -26,7 +22,6 @@ from ppl_tvae.inference.pyro.tracing import (
 )
 from ppl_tvae.program import Program
 
-Latents = dict[str, Tensor]
 LogWeights = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
 # Memory that is handed back has to be asked for again, which takes as long as some ten draws; kept, it creeps up.
@@ -50,95 +45,44 @@ def frame_log_weights(program: Program, num_particles: int, *, particles_per_chu
     return _in_chunks(program, num_particles, particles_per_chunk, frame_log_joint)
 
 
-def _in_chunks(program: Program, num_particles: int, chunk: int, log_density: Callable[[Trace], Tensor]) -> LogWeights:
-    draws: Any = None
+def _in_chunks(program: Program, num_particles: int, chunk: int, log_density: LogDensity) -> LogWeights:
+    vectorised: bool | None = None
 
     @torch.no_grad()
     def all_particles(parameters: Mapping[str, Tensor], frames: Tensor) -> Tensor:
-        nonlocal draws
-        if draws is None:
-            draws = _vectorised_draws if _can_vectorise(program, parameters, frames) else _repeated_draws
-        repeated = _repeated(frames, min(chunk, num_particles))
+        nonlocal vectorised
         weights = []
         # Validation looks at values, which vmap forbids; `check_program` has looked at the program already.
         with parameters_as(parameters), pyro.validation_enabled(False):
-            for latents, log_q in draws(program, frames, num_particles, chunk, log_density):
-                model_trace = replayed(program.model, repeated[: log_q.shape[0] * log_q.shape[1]], as_trace(latents))
+            if vectorised is None:
+                vectorised = is_vectorisable(lambda: drawn(program, frames[:1], 2, log_joint, vectorised=True))
+            pieces = repeated(frames, min(chunk, num_particles))
+            for latents, log_q in _draws(program, frames, num_particles, chunk, log_density, vectorised):
+                model_trace = replayed(program.model, pieces[: log_q.shape[0] * log_q.shape[1]], as_trace(latents))
                 weights.append(log_density(model_trace).reshape(log_q.shape) - log_q)
         return torch.cat(weights)
 
     return all_particles
 
 
-def _vectorised_draws(
-    program: Program, frames: Tensor, num_particles: int, chunk: int, log_density: Any
+def _draws(
+    program: Program, frames: Tensor, num_particles: int, chunk: int, log_density: LogDensity, vectorised: bool
 ) -> Iterator[tuple[Latents, Tensor]]:
-    """Latents by site, as the model takes them for size * batch sequences, and their log densities (size, batch, ...).
+    """What `particles.drawn` gives, for at most `chunk` particles at a time.
 
-    size is at most `chunk`. What in the guide depends on no draw, as the encoders, is computed once for several chunks.
+    A guide that runs once for all its particles draws for several chunks.
     """
-    for start in range(0, num_particles, _CHUNKS_PER_DRAW * chunk):
-        size = min(_CHUNKS_PER_DRAW * chunk, num_particles - start)
+    at_once = _CHUNKS_PER_DRAW * chunk if vectorised else chunk
+    for start in range(0, num_particles, at_once):
+        size = min(at_once, num_particles - start)
         if start % _DRAWS_PER_RETURN == 0:
             return_freed_memory()
-        latents, log_q = _vectorised_guide(program, frames, size, log_density)
-        for part in torch.arange(size).split(chunk):
-            piece = slice(int(part[0]), int(part[-1]) + 1)
-            yield {name: value[piece].flatten(0, 1) for name, value in latents.items()}, log_q[piece]
-
-
-def _repeated_draws(
-    program: Program, frames: Tensor, num_particles: int, chunk: int, log_density: Any
-) -> Iterator[tuple[Latents, Tensor]]:
-    """As `_vectorised_draws`, for any guide, which runs for each particle."""
-    batch, repeated = frames.shape[0], _repeated(frames, min(chunk, num_particles))
-    for start in range(0, num_particles, chunk):
-        size = min(chunk, num_particles - start)
-        guide_trace = trace(program.guide).get_trace(repeated[: size * batch])
-        latents = {name: site["value"] for name, site in latent_sites(guide_trace).items()}
-        yield latents, log_density(guide_trace).unflatten(0, (size, batch))
-
-
-def _repeated(frames: Tensor, size: int) -> Tensor:
-    """(size * batch, ...): particles as further sequences, true to any program whose sequences are independent."""
-    return frames.expand(size, *frames.shape).reshape(-1, *frames.shape[1:])
-
-
-def _vectorised_guide(program: Program, frames: Tensor, size: int, log_density: Any) -> tuple[Latents, Tensor]:
-    """Latents and their log densities, (size, batch, ...). Raises RuntimeError and its like where vmap has no rule."""
-
-    def one(_: Tensor) -> tuple[Latents, Tensor]:
-        guide_trace = trace(program.guide).get_trace(frames)
-        sites = latent_sites(guide_trace)
-        if any(site["fn"].batch_shape != frames.shape[:1] for site in sites.values()):
-            raise ValueError("expected no plate but that of the sequences")
-        return {name: site["value"] for name, site in sites.items()}, log_density(guide_trace)
-
-    with _OutOfPlaceDraws():
-        return torch.func.vmap(one, randomness="different")(torch.zeros(size))
-
-
-def _can_vectorise(program: Program, parameters: Mapping[str, Tensor], frames: Tensor) -> bool:
-    """Whether vmap takes the guide, found out on one sequence; the random stream stays where it is."""
-    with torch.random.fork_rng(), parameters_as(parameters), pyro.validation_enabled(False):
-        try:
-            _vectorised_guide(program, frames[:1], 2, log_joint)
-        except (RuntimeError, NotImplementedError, ValueError):
-            return False  # a mistake of the guide itself comes to light when it runs alone
-    return True
-
-
-class _OutOfPlaceDraws(TorchFunctionMode):
-    """Within the context, torch's distributions draw into new tensors: vmap refuses draws in place."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is Tensor.normal_ and len(args) == 1 and not kwargs:
-            return torch.randn_like(args[0])
-        if func is Tensor.uniform_ and len(args) in (1, 3) and not kwargs:
-            low, high = args[1:] or (0.0, 1.0)
-            return low + (high - low) * torch.rand_like(args[0])
-        return func(*args, **kwargs)
+        latents, log_q = drawn(program, frames, size, log_density, vectorised=vectorised)
+        for first in range(0, size, chunk):
+            last = min(first + chunk, size)
+            rows = slice(first * len(frames), last * len(frames))
+            some = latents if size <= chunk else {name: value[rows] for name, value in latents.items()}
+            yield some, log_q[first:last]
 
 
 def log_weights_at(

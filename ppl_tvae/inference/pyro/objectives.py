@@ -1,7 +1,8 @@
 """Training objectives: bounds of log p(x), one per sequence, never one for a batch.
 
-Each is a function (objective, program, frames, step) -> (batch,), nats, up. Its value is the bound at fresh draws from
-the guide, its gradient an estimate of the derivative of the bound's expectation. The host's RenyiELBO turns into one
+Each is a function (objective, program, frames, step, vectorised=False) -> (batch,), nats, up. Its value is the bound at
+fresh draws from the guide, its gradient an estimate of the derivative of the bound's expectation. vectorised: whether
+the guide runs once for all particles, as it may where `is_vectorised` says so. The host's RenyiELBO turns into one
 bound for the whole batch where a site lies outside the plate, without a word, and keeps a plate's scale inside the
 logarithm; here the first is refused, and the second does not occur.
 """
@@ -10,6 +11,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyro
@@ -20,10 +22,12 @@ from torch.distributions.kl import kl_divergence
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import distribution_name
 from ppl_tvae.inference.objective import Objective, kl_weight
+from ppl_tvae.inference.pyro.particles import drawn, is_vectorisable, log_density_at, repeated
 from ppl_tvae.inference.pyro.tracing import (
     PLATE,
     Site,
     Trace,
+    as_trace,
     latent_sites,
     log_joint,
     log_prob,
@@ -50,25 +54,31 @@ def elbo(guide_trace: Trace, model_trace: Trace, kl_weight: Any = 1.0) -> Tensor
     return evidence - kl_weight * sum(_kl(posterior[name], prior[name]) for name in prior)
 
 
-def mean_elbo(objective: Objective, program: Program, frames: Tensor, step: Any) -> Tensor:
-    """The ELBO, averaged over particles, its KL part weighted as the warm-up says."""
-    traces = _drawn_traces(program, _particles(frames, objective.num_particles))
-    return torch.mean(_by_particle(elbo(*traces, kl_weight(objective, step)), objective, frames), dim=0)
+def mean_elbo(objective: Objective, program: Program, frames: Tensor, step: Any, vectorised: bool = False) -> Tensor:
+    """The ELBO, averaged over particles, its KL part weighted as the warm-up says.
+
+    The guide runs for each particle all the same: analytic KL divergences need its distributions beside the model's.
+    """
+    guide_trace, model_trace = program_traces(program, repeated(frames, objective.num_particles))
+    bounds = elbo(_reparameterised(guide_trace), model_trace, kl_weight(objective, step))
+    shape = (objective.num_particles, frames.shape[0])
+    return torch.mean(bounds.expand(shape[0] * shape[1]).reshape(shape), dim=0)
 
 
-def renyi(objective: Objective, program: Program, frames: Tensor, step: Any) -> Tensor:
+def renyi(objective: Objective, program: Program, frames: Tensor, step: Any, vectorised: bool = False) -> Tensor:
     """The variational Renyi bound of Li & Turner 2016; its gradient is the derivative of the bound at the draws."""
-    guide_trace, model_trace = _drawn_traces(program, _particles(frames, objective.num_particles))
-    log_w = _by_particle(log_joint(model_trace) - log_joint(guide_trace), objective, frames)
-    return renyi_bound(log_w, objective.alpha)
+    size = objective.num_particles
+    latents, log_q = drawn(program, frames, size, _log_q, vectorised=vectorised)
+    model_trace = replayed(program.model, repeated(frames, size), as_trace(latents))
+    return renyi_bound(log_joint(model_trace).reshape(log_q.shape) - log_q, objective.alpha)
 
 
-def iwae(objective: Objective, program: Program, frames: Tensor, step: Any) -> Tensor:
+def iwae(objective: Objective, program: Program, frames: Tensor, step: Any, vectorised: bool = False) -> Tensor:
     """IWAE-K, log 1/K sum_k w_k, of Burda et al. 2016 (arXiv 1509.00519), with its plain gradient."""
-    return renyi(objective._replace(alpha=0.0), program, frames, step)
+    return renyi(objective._replace(alpha=0.0), program, frames, step, vectorised)
 
 
-def iwae_dreg(objective: Objective, program: Program, frames: Tensor, step: Any) -> Tensor:
+def iwae_dreg(objective: Objective, program: Program, frames: Tensor, step: Any, vectorised: bool = False) -> Tensor:
     """IWAE-K with the doubly reparameterised gradient (Tucker et al. 2019, arXiv 1810.04152, equation 8).
 
     With normalised weights v_k, a parameter's gradient is sum_k v_k d log p(x, z_k), as in IWAE, plus what reaches it
@@ -76,15 +86,17 @@ def iwae_dreg(objective: Objective, program: Program, frames: Tensor, step: Any)
     expectation once reparameterised, and with it the noise that grows with K. log q is therefore evaluated again with
     constant parameters; a guide must be deterministic but for its sites.
     """
-    repeated = _particles(frames, objective.num_particles)
-    drawn = _reparameterised(replayed(program.guide, repeated, pyro.poutine.Trace()))
-    given = drawn.copy()
-    for name, site in latent_sites(drawn).items():
-        given.nodes[name] = _attenuated(site, lambda: weights.reshape(-1))  # known when gradients come back
+    size = objective.num_particles
+
+    def weight(name: str) -> Tensor:  # known when gradients come back
+        return _beside(model_trace.nodes[name], weights.reshape(-1))
+
+    latents, _ = drawn(program, frames, size, _log_q, vectorised=vectorised)
+    given = {name: _attenuated(value, partial(weight, name)) for name, value in latents.items()}
     with _constant_parameters():
-        guide_trace = replayed(program.guide, repeated, given)
-    model_trace = replayed(program.model, repeated, given)
-    log_w = _by_particle(log_joint(model_trace) - log_joint(guide_trace), objective, frames)
+        log_q = log_density_at(program, frames, size, given, log_joint, vectorised=vectorised)
+    model_trace = replayed(program.model, repeated(frames, size), as_trace(given))
+    log_w = log_joint(model_trace).reshape(log_q.shape) - log_q
     weights = torch.softmax(log_w.detach(), dim=0)
     surrogate = torch.sum(weights * log_w, dim=0)
     return log_mean_exp(log_w.detach()) + (surrogate - surrogate.detach())
@@ -110,12 +122,23 @@ def log_mean_exp(log_weights: Tensor) -> Tensor:
     return torch.logsumexp(log_weights, dim=0) - math.log(log_weights.shape[0])
 
 
-OBJECTIVES: dict[str, Callable[[Objective, Program, Tensor, Any], Tensor]] = {
+OBJECTIVES: dict[str, Callable[..., Tensor]] = {
     "elbo": mean_elbo,
     "iwae": iwae,
     "iwae-dreg": iwae_dreg,
     "renyi": renyi,
 }
+
+
+def is_vectorised(objective: Objective, program: Program, frames: Tensor) -> bool:
+    """Whether the guide can run once for all particles of an objective: there are several, and vmap takes the guide."""
+    of_two = objective._replace(num_particles=2)
+
+    @torch.no_grad()
+    def bound() -> Tensor:
+        return OBJECTIVES[objective.name](of_two, program, frames[:1], torch.zeros(()), vectorised=True)
+
+    return objective.num_particles > 1 and is_vectorisable(bound)
 
 
 def _total(sites: dict[str, Site]) -> Tensor:
@@ -129,20 +152,8 @@ def _kl(posterior: Site, prior: Site) -> Tensor:
         return log_prob(posterior) - log_prob(prior)
 
 
-def _particles(frames: Tensor, count: int) -> Tensor:
-    """Particles as further sequences of a larger batch, (count * batch, ...); see `importance.py` for why."""
-    return frames.expand(count, *frames.shape).reshape(-1, *frames.shape[1:])
-
-
-def _by_particle(values: Tensor, objective: Objective, frames: Tensor) -> Tensor:
-    """(count * batch,) -> (count, batch)."""
-    shape = (objective.num_particles, frames.shape[0])
-    return values.expand(shape[0] * shape[1]).reshape(shape)
-
-
-def _drawn_traces(program: Program, frames: Tensor) -> tuple[Trace, Trace]:
-    guide_trace, model_trace = program_traces(program, frames)
-    return _reparameterised(guide_trace), model_trace
+def _log_q(guide_trace: Trace) -> Tensor:
+    return log_joint(_reparameterised(guide_trace))
 
 
 def _reparameterised(guide_trace: Trace) -> Trace:
@@ -157,12 +168,12 @@ def _reparameterised(guide_trace: Trace) -> Trace:
     return guide_trace
 
 
-def _attenuated(site: Site, weight: Callable[[], Tensor]) -> Site:
-    """A site with the same value, through which a gradient passes multiplied by the weight of its sequence."""
-    value = site["value"].view_as(site["value"])  # within the guide, gradients pass as they are
+def _attenuated(value: Tensor, weight: Callable[[], Tensor]) -> Tensor:
+    """The same value, through which a gradient passes multiplied by a weight that is asked for then."""
+    value = value.view_as(value)  # within the guide, gradients pass as they are
     if value.requires_grad:
-        value.register_hook(lambda gradient: gradient * _beside(site, weight()))
-    return {**site, "value": value}
+        value.register_hook(lambda gradient: gradient * weight())
+    return value
 
 
 def _beside(site: Site, values: Tensor) -> Tensor:

@@ -20,16 +20,18 @@ from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.inference.pyro.checks import check_program
 from ppl_tvae.inference.pyro.device import keep_freed_memory, to_device
 from ppl_tvae.inference.pyro.graphs import Runner, runner_of
-from ppl_tvae.inference.pyro.objectives import OBJECTIVES
+from ppl_tvae.inference.pyro.objectives import OBJECTIVES, is_vectorised
 from ppl_tvae.inference.pyro.tracing import flat_name, program_traces
 from ppl_tvae.program import Program
 
 Arrays = dict[str, np.ndarray]
 
 
-def sequence_loss(objective: Objective, program: Program, frames: Tensor, step: Any) -> Tensor:
+def sequence_loss(
+    objective: Objective, program: Program, frames: Tensor, step: Any, vectorised: bool = False
+) -> Tensor:
     """Minus the mean of a bound over sequences, divided by the frames of a sequence. Nats per frame; goes down."""
-    bounds = OBJECTIVES[objective.name](objective, program, frames, step)
+    bounds = OBJECTIVES[objective.name](objective, program, frames, step, vectorised)
     return -torch.mean(bounds.expand(frames.shape[:1])) / frames.shape[1]
 
 
@@ -62,6 +64,7 @@ class Trainer:
         check_program(program, frames)
         with pyro.get_param_store().scope() as self._store, torch.no_grad():
             program_traces(program, frames)
+            self._vectorised = is_vectorised(objective, program, frames)
         self._unconstrained = list(self._store["params"].values())
         self._optimization = optimization
         self._on_gpu = frames.is_cuda
@@ -184,7 +187,7 @@ class Trainer:
         """The loss of the plan at hand, in its place, and its gradient with the parameters."""
         self._optimizer.zero_grad(set_to_none=True)
         frames = self._render(self._tables, self._plan)
-        loss = sequence_loss(self._objective, self._program, frames, self._step_number)
+        loss = sequence_loss(self._objective, self._program, frames, self._step_number, self._vectorised)
         loss.backward()
         self._loss.copy_(loss.detach())
 

@@ -1,0 +1,102 @@
+"""Several draws from the guide for each sequence, its particles: latents as the model takes them, and log q.
+
+Particles are further sequences of a larger batch, true to any program whose sequences are independent. The model runs
+on all of them. The guide, where torch's vmap takes it, runs once on the frames as they are: what in it depends on no
+draw, as the encoders, is computed once for all particles.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from pyro.poutine import trace
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ppl_tvae.inference.pyro.tracing import Trace, as_trace, latent_sites, replayed
+from ppl_tvae.program import Program
+
+Latents = dict[str, Tensor]
+LogDensity = Callable[[Trace], Tensor]
+
+
+def repeated(frames: Tensor, size: int) -> Tensor:
+    """(size * batch, ...): the frames of each particle of each sequence."""
+    return frames.expand(size, *frames.shape).reshape(-1, *frames.shape[1:])
+
+
+def drawn(
+    program: Program, frames: Tensor, size: int, log_density: LogDensity, *, vectorised: bool
+) -> tuple[Latents, Tensor]:
+    """Latents by site, as the model takes them for size * batch sequences, and their log_density, (size, batch, ...).
+
+    vectorised: whether the guide runs once; RuntimeError and its like where vmap has no rule for what it does.
+    """
+    if not vectorised:
+        guide_trace = trace(program.guide).get_trace(repeated(frames, size))
+        return _latents(guide_trace), _by_particle(log_density(guide_trace), size, len(frames))
+
+    def of_one(_: Tensor) -> tuple[Latents, Tensor]:
+        guide_trace = trace(program.guide).get_trace(frames)
+        if any(site["fn"].batch_shape != frames.shape[:1] for site in latent_sites(guide_trace).values()):
+            raise ValueError("expected no plate but that of the sequences, whose axis comes first")
+        return _latents(guide_trace), _by_particle(log_density(guide_trace), 1, len(frames))[0]
+
+    with _OutOfPlaceDraws():
+        latents, log_q = torch.func.vmap(of_one, randomness="different")(torch.zeros(size))
+    return {name: value.flatten(0, 1) for name, value in latents.items()}, log_q
+
+
+def log_density_at(
+    program: Program,
+    frames: Tensor,
+    size: int,
+    latents: Mapping[str, Tensor],
+    log_density: LogDensity,
+    *,
+    vectorised: bool,
+) -> Tensor:
+    """log_density of the guide at latents that `drawn` gave: (size, batch, ...)."""
+    if not vectorised:
+        guide_trace = replayed(program.guide, repeated(frames, size), as_trace(latents))
+        return _by_particle(log_density(guide_trace), size, len(frames))
+
+    def of_one(latents: Latents) -> Tensor:
+        return _by_particle(log_density(replayed(program.guide, frames, as_trace(latents))), 1, len(frames))[0]
+
+    return torch.func.vmap(of_one)({name: value.unflatten(0, (size, -1)) for name, value in latents.items()})
+
+
+def is_vectorisable(compute: Callable[[], Any]) -> bool:
+    """Whether vmap takes what is computed, found out by computing it; the random stream stays where it is.
+
+    A mistake of the guide itself is no reason: it comes to light when the guide runs alone.
+    """
+    with torch.random.fork_rng():
+        try:
+            compute()
+        except (RuntimeError, NotImplementedError, ValueError):
+            return False
+    return True
+
+
+def _latents(guide_trace: Trace) -> Latents:
+    return {name: site["value"] for name, site in latent_sites(guide_trace).items()}
+
+
+def _by_particle(values: Tensor, size: int, batch: int) -> Tensor:
+    """(size * batch, ...) -> (size, batch, ...); what sums over no site, as of a guide without any, is a scalar."""
+    return values.expand(size * batch, *values.shape[1:]).unflatten(0, (size, batch))
+
+
+class _OutOfPlaceDraws(TorchFunctionMode):
+    """Within the context, torch's distributions draw into new tensors: vmap refuses draws in place."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is Tensor.normal_ and len(args) == 1 and not kwargs:
+            return torch.randn_like(args[0])
+        if func is Tensor.uniform_ and len(args) in (1, 3) and not kwargs:
+            low, high = args[1:] or (0.0, 1.0)
+            return low + (high - low) * torch.rand_like(args[0])
+        return func(*args, **kwargs)
