@@ -34,13 +34,13 @@ def drawn(
     """
     if not vectorised:
         guide_trace = trace(program.guide).get_trace(repeated(frames, size))
-        return _latents(guide_trace), _by_particle(log_density(guide_trace), size, len(frames))
+        return _latents(guide_trace), _of_each(log_density(guide_trace), size * len(frames)).unflatten(0, (size, -1))
 
     def of_one(_: Tensor) -> tuple[Latents, Tensor]:
         guide_trace = trace(program.guide).get_trace(frames)
         if any(site["fn"].batch_shape != frames.shape[:1] for site in latent_sites(guide_trace).values()):
             raise ValueError("expected no plate but that of the sequences, whose axis comes first")
-        return _latents(guide_trace), _by_particle(log_density(guide_trace), 1, len(frames))[0]
+        return _latents(guide_trace), _of_each(log_density(guide_trace), len(frames))
 
     with _OutOfPlaceDraws():
         latents, log_q = torch.func.vmap(of_one, randomness="different")(torch.zeros(size))
@@ -59,10 +59,10 @@ def log_density_at(
     """log_density of the guide at latents that `drawn` gave: (size, batch, ...)."""
     if not vectorised:
         guide_trace = replayed(program.guide, repeated(frames, size), as_trace(latents))
-        return _by_particle(log_density(guide_trace), size, len(frames))
+        return _of_each(log_density(guide_trace), size * len(frames)).unflatten(0, (size, -1))
 
     def of_one(latents: Latents) -> Tensor:
-        return _by_particle(log_density(replayed(program.guide, frames, as_trace(latents))), 1, len(frames))[0]
+        return _of_each(log_density(replayed(program.guide, frames, as_trace(latents))), len(frames))
 
     return torch.func.vmap(of_one)({name: value.unflatten(0, (size, -1)) for name, value in latents.items()})
 
@@ -84,9 +84,9 @@ def _latents(guide_trace: Trace) -> Latents:
     return {name: site["value"] for name, site in latent_sites(guide_trace).items()}
 
 
-def _by_particle(values: Tensor, size: int, batch: int) -> Tensor:
-    """(size * batch, ...) -> (size, batch, ...); what sums over no site, as of a guide without any, is a scalar."""
-    return values.expand(size * batch, *values.shape[1:]).unflatten(0, (size, batch))
+def _of_each(values: Tensor, num_sequences: int) -> Tensor:
+    """(num_sequences, ...); the sum over the sites of a guide that has none is a scalar."""
+    return values.expand(num_sequences, *values.shape[1:])
 
 
 class _OutOfPlaceDraws(TorchFunctionMode):
