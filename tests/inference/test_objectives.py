@@ -338,13 +338,15 @@ def test_which_guides_run_once_for_all_particles(name):
 
 @pytest.mark.parametrize("num_particles", [1, 3])
 def test_training_runs_such_a_guide_once(num_particles, tmp_path, monkeypatch):
-    asked, bound = [], PYRO_OBJECTIVES["iwae"]
-    monkeypatch.setitem(
-        PYRO_OBJECTIVES, "iwae", lambda *given, **named: asked.append(given[4:]) or bound(*given, **named)
-    )
-    experiment = small_training(
-        tmp_path, "pyro", objective="iwae", num_particles=num_particles, device="cpu"
-    ).resolved()
+    asked, iwae = [], PYRO_OBJECTIVES["iwae"]
+
+    def bound(objective, program, frames, step, vectorised):
+        asked.append(vectorised)
+        return iwae(objective, program, frames, step, vectorised)
+
+    monkeypatch.setitem(PYRO_OBJECTIVES, "iwae", bound)
+    settings = {"objective": "iwae", "num_particles": num_particles, "device": "cpu"}
+    experiment = small_training(tmp_path, "pyro", **settings).resolved()
     data = data_of(experiment)
     with trainer_of(experiment, data) as trainer:
         losses = trainer.advance(data.train_plans(0, 0, 2, experiment.batch_size))
