@@ -1,5 +1,6 @@
 """The precision of matrix products in training: "tf32" and "float32" of GPUs, "bfloat16" of CPUs too."""
 
+import re
 from dataclasses import replace
 
 import jax
@@ -85,13 +86,21 @@ def test_small_numbers_count_as_zero_in_torch_as_in_jax():
     assert float(jax.jit(lambda x: 0.5 * x)(small.numpy())[0]) == 0
 
 
-def test_two_seeds_at_once_and_a_learned_lattice_train_in_bfloat16(tmp_path):
-    """Of the latter XLA cannot compute all products from bfloat16."""
+def test_two_seeds_at_once_and_a_learned_lattice_train_in_bfloat16(tmp_path, capsys):
+    """Of the latter XLA cannot compute all products from bfloat16, and training says so; in float32 it says nothing."""
     settings = {"matmul": "bfloat16", "device": "cpu", "steps": 6, "log_every": 3, "evaluate_every": 3}
     experiment = small_training(tmp_path, "numpyro", lattice_weights="learned", **settings)
-    together = train_seeds(experiment, 2, tmp_path / "together", quiet=True)
-    alone = train(experiment, tmp_path / "alone", quiet=True)
-    float32 = train(replace(experiment, matmul="float32"), tmp_path / "float32", quiet=True)
+
+    def ways() -> list[str]:
+        return re.findall("^steps are (.*)", capsys.readouterr().err, re.MULTILINE)
+
+    together = train_seeds(experiment, 2, tmp_path / "together")
+    alone = train(experiment, tmp_path / "alone")
+    assert ["multiplied as float32" in way for way in ways()] == [True, True]
+    train(replace(experiment, lattice_weights="fixed"), tmp_path / "fixed")
+    assert ways() == ["compiled, with the operands of products in bfloat16"]
+    float32 = train(replace(experiment, matmul="float32"), tmp_path / "float32")
+    assert ways() == []
     elbos = [run.metrics()[-1]["elbo_per_frame"] for run in (together[0], alone, float32)]
     assert elbos[0] == pytest.approx(elbos[1], rel=1e-3)
     assert elbos[1] != elbos[2]

@@ -134,6 +134,7 @@ def test_rounded_float32_is_a_way_of_its_own(monkeypatch):
         product = jit_step(lambda x, y: x @ y)
         for _ in range(2):
             close(np.asarray(product(X, Y)), rounded(X) @ rounded(Y))
+            assert "multiplied as float32, no faster than float32" in product.description
     assert len(refused) == 1
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.numpyro.products import BFLOAT16, jit_rounding_operands
+from ppl_tvae.inference.numpyro.products import BFLOAT16, RoundedProducts
 
 # XLA's for training on a GPU, where a step of the paper's size is a hundred kernels of microseconds; what each of them
 # saves is in docs/performance.md.
@@ -59,7 +59,7 @@ def jit_step(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
         return jax.jit(function, compiler_options=STEP_OPTIONS, **options)
     # JAX gives its config an attribute for each setting when it is imported, where a type checker does not see it.
     asked_for = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    return (jit_rounding_operands if asked_for == BFLOAT16 else jax.jit)(function, **options)
+    return (RoundedProducts if asked_for == BFLOAT16 else jax.jit)(function, **options)
 
 
 def on_gpu() -> bool:

@@ -19,32 +19,37 @@ BFLOAT16 = "BF16_BF16_F32"
 Rounding = Callable[[jax.Array], jax.Array]
 
 
-def jit_rounding_operands(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+class RoundedProducts:
     """`jax.jit` for a CPU, with matrix products (not convolutions) under the name BFLOAT16 as the name says.
 
     Each call waits for its results. Arguments are positional and stay the caller's; options: those of `jax.jit` that
-    say where results are.
+    say where results are. `description` says how, after the words 'steps are'; it is empty before the first call.
     """
-    fast = jax.jit(_rounding_operands(function, lambda operand: operand.astype(jnp.bfloat16)), **options)
-    # XLA decides how a product is computed before it moves transpositions into it, and cannot compute some of those
-    # that come of it from bfloat16 (jaxlib 0.8 to 0.11). From float32 it can.
-    as_float32 = partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=7)
-    slow = jax.jit(_rounding_operands(function, as_float32), **options)
-    chosen = fast
 
-    @wraps(function)
-    def run(*arguments: Any) -> Any:
-        nonlocal chosen
-        tried = chosen
+    def __init__(self, function: Callable[..., Any], **options: Any) -> None:
+        self._fast = jax.jit(_rounding_operands(function, lambda operand: operand.astype(jnp.bfloat16)), **options)
+        # XLA decides how a product is computed before it moves transpositions into it, and cannot compute some of those
+        # that come of it from bfloat16 (jaxlib 0.8 to 0.11). From float32 it can.
+        as_float32 = partial(jax.lax.reduce_precision, exponent_bits=8, mantissa_bits=7)
+        self._slow = jax.jit(_rounding_operands(function, as_float32), **options)
+        self._chosen, self.description = self._fast, ""
+
+    def __call__(self, *arguments: Any) -> Any:
+        tried = self._chosen
         try:
-            return jax.block_until_ready(tried(*arguments))
+            results = jax.block_until_ready(tried(*arguments))
         except jax.errors.JaxRuntimeError as error:
-            if tried is slow or "Unsupported element type for Dot" not in str(error):
+            if tried is self._slow or "Unsupported element type for Dot" not in str(error):
                 raise
-        chosen = slow
-        return jax.block_until_ready(slow(*arguments))
-
-    return run
+            self._chosen = self._slow
+            return self(*arguments)
+        self.description = "compiled, with the operands of products in bfloat16"
+        if tried is self._slow:
+            self.description = (
+                "compiled, with the operands of products rounded to bfloat16 and multiplied as float32, no faster than "
+                "float32: XLA cannot compute all products of this program from bfloat16"
+            )
+        return results
 
 
 def _rounding_operands(function: Callable[..., Any], rounding: Rounding) -> Callable[..., Any]:

@@ -18,6 +18,7 @@ from numpyro.infer.elbo import ELBO
 from ppl_tvae.inference.numpyro.checks import check_program
 from ppl_tvae.inference.numpyro.device import jit_step, on_gpu, to_device
 from ppl_tvae.inference.numpyro.objectives import OBJECTIVES
+from ppl_tvae.inference.numpyro.products import RoundedProducts
 from ppl_tvae.inference.numpyro.tracing import flat_name
 from ppl_tvae.inference.objective import ELBO as HELD_OUT
 from ppl_tvae.inference.objective import Objective
@@ -90,9 +91,12 @@ class Trainer:
 
     @property
     def execution(self) -> str:
-        """How steps are run on a GPU, after the words 'steps are'; empty on a CPU."""
+        """How steps are run on a GPU or in bfloat16, after the words 'steps are'; else, and before the first, empty."""
         (device, *_) = jax.tree.leaves(self._tables)[0].devices()
-        return "" if device.platform == "cpu" else f"compiled, up to {_MANY:,} of them in one call"
+        if device.platform != "cpu":
+            return f"compiled, up to {_MANY:,} of them in one call"
+        ways = (self._advance, self._advance_all)
+        return next((way.description for way in ways if isinstance(way, RoundedProducts) and way.description), "")
 
     def held_out_loss(self, plans: Any) -> float:
         """Minus the mean ELBO over plans (batches, batch, ...), nats per frame, with the same noise at every call.
