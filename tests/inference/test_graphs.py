@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppl_tvae.assembly import assemble
-from ppl_tvae.inference.objective import ELBO
+from ppl_tvae.inference.objective import ELBO, Objective
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.inference.pyro import graphs
 from ppl_tvae.inference.pyro import svi as pyro_svi
@@ -31,11 +31,11 @@ def case(tmp_path):
     return experiment, data_of(experiment)
 
 
-def trainer(experiment, data, optimization, **options):
+def trainer(experiment, data, optimization, objective=ELBO, **options):
     plans = data.train_plans(SEED, 0, 1, BATCH)
     first = type(plans)(*(field[0] for field in plans))
     program, render = assemble(experiment, "pyro"), renderer(experiment)
-    return pyro_svi.Trainer(program, ELBO, optimization, render, data.tables, first, SEED, **options)
+    return pyro_svi.Trainer(program, objective, optimization, render, data.tables, first, SEED, **options)
 
 
 def written_plainly(experiment, data, optimization, start):
@@ -215,15 +215,16 @@ def test_numbers_that_cross_are_seen():
 @pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a GPU: PPL_TVAE_GPU=1 pytest tests/inference/test_graphs.py"
 )
+@pytest.mark.parametrize("objective", [ELBO, Objective("iwae-dreg", 3)], ids=lambda objective: objective.name)
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_replayed_steps_are_those_called_one_by_one(name, tmp_path):
+def test_replayed_steps_are_those_called_one_by_one(name, objective, tmp_path):
     """On a GPU: the same kernels on the same noise. Products may be summed in another order, hence the tolerance."""
     experiment = small_training(tmp_path, "pyro", device="cuda", precision="float64").resolved()
     data = data_of(experiment)
     plans = data.train_plans(SEED, 0, STEPS, BATCH)
     with on_device("cuda", "float64"):
-        by_graph = trainer(experiment, data, SCHEDULES[name])
-        called = trainer(experiment, data, SCHEDULES[name], may_record=False)
+        by_graph = trainer(experiment, data, SCHEDULES[name], objective)
+        called = trainer(experiment, data, SCHEDULES[name], objective, may_record=False)
         start, expected = called.state(), called.advance(plans)
         by_graph.restore(start)  # the stream of random numbers too
         losses = by_graph.advance(plans)
