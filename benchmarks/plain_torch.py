@@ -110,7 +110,7 @@ class Trainer:
         self.model, self.loss = model, torch.compile(model.loss) if compiled else model.loss
         on_gpu = model.mu.is_cuda
         parameters = list(model.parameters())
-        self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=on_gpu or None, capturable=on_gpu)
+        self.optimizer = torch.optim.Adam(parameters, lr=learning_rate, fused=True, capturable=on_gpu)
 
     def advance(self, batches: Iterable[Tensor]) -> np.ndarray:
         """The loss of each step, (steps,)."""

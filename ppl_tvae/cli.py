@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ppl_tvae.arguments import EXIT_BAD_INPUT, command_parser
-from ppl_tvae.cache import keep_compiled_programs
 from ppl_tvae.config import Experiment, read_settings, read_toml
 from ppl_tvae.errors import UserError
 from ppl_tvae.models import catalogue
@@ -24,7 +23,6 @@ EXIT_DIVERGED, EXIT_INTERRUPTED = 3, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for bad input, 3 for a diverged run, 130 after Ctrl-C."""
     options = command_parser().parse_args(arguments)
-    keep_compiled_programs()
     try:
         _COMMANDS[options.command](options)
         sys.stdout.flush()

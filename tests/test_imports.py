@@ -107,8 +107,7 @@ def parts_of(names: set[str]) -> set[str]:
 MAY_KNOW = {
     "errors": set(),
     "program": set(),
-    "cache": set(),
-    "data": {"data", "cache", "errors"},
+    "data": {"data", "errors"},
     "inference": {"inference", "program", "errors"},
     "models": {"models", "program", "errors"},
     "config": {"models", "errors"},

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppl_tvae.cache import cache_folder
 from ppl_tvae.errors import UserError, unknown_name
 
 FOLDER_VARIABLE = "PPL_TVAE_DATA"
@@ -106,6 +105,13 @@ def named_folder(data_dir: Path | None) -> Path | None:
         return Path(data_dir).expanduser()
     variable = os.environ.get(FOLDER_VARIABLE)
     return Path(variable).expanduser() if variable else None
+
+
+def cache_folder() -> Path:
+    """Where downloads go: the operating system's cache folder of the user."""
+    import pooch
+
+    return Path(pooch.os_cache("ppl-tvae"))
 
 
 def _in_named_folder(files: FileSet, file: RemoteFile, folder: Path) -> Path | None:

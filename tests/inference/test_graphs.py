@@ -50,9 +50,11 @@ def written_plainly(experiment, data, optimization, start):
         parameters = list(named.values())
         if optimization.method == "adam":
             rate, epsilon = optimization.learning_rate, optimization.adam_epsilon
-            optimizer = torch.optim.Adam(parameters, lr=rate, betas=(optimization.momentum, 0.999), eps=epsilon)
+            betas = (optimization.momentum, 0.999)
+            optimizer = torch.optim.Adam(parameters, lr=rate, betas=betas, eps=epsilon, fused=True)
         else:
-            optimizer = torch.optim.SGD(parameters, lr=optimization.learning_rate, momentum=optimization.momentum)
+            rate, momentum = optimization.learning_rate, optimization.momentum
+            optimizer = torch.optim.SGD(parameters, lr=rate, momentum=momentum, fused=True)
         for step in range(STEPS):
             frames = render(tables, type(plans)(*(field[step] for field in plans)))
             optimizer.zero_grad()

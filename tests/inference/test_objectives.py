@@ -1,5 +1,6 @@
 """Training objectives: their values are the bounds, their gradients those of the bounds' expectations."""
 
+import gc
 from contextlib import ExitStack
 from functools import cache, partial
 
@@ -12,6 +13,7 @@ import pyro
 import pyro.distributions as pyro_dist
 import pytest
 import torch
+import torch.utils.checkpoint
 
 from ppl_tvae.assembly import assemble
 from ppl_tvae.errors import UserError
@@ -301,39 +303,88 @@ def test_a_guide_that_runs_once_for_all_particles(name, guide):
         )
 
 
-def with_guide(guide):
-    """A program with one latent number for each sequence, and that guide."""
+def waiting():
+    """The guide asks for one value, where vmap has one for each particle."""
+
+    def guide(frames):
+        with pyro.plate("sequences", frames.shape[0]):
+            z = pyro.sample("z", pyro_dist.Normal(frames[:, 0, 0, 0, 0], pyro.param("scale")))
+        assert float(z.detach().sum()) < 1e6
+
+    return of_one_latent(guide)
+
+
+def checkpointed():
+    """The guide goes on to what has no gradient under vmap, though it has a value."""
+
+    def guide(frames):
+        with pyro.plate("sequences", frames.shape[0]):
+            z = pyro.sample("z", pyro_dist.Normal(frames[:, 0, 0, 0, 0], 1.0))
+            loc = torch.utils.checkpoint.checkpoint(lambda z: pyro.param("scale") * z, z, use_reentrant=False)
+            pyro.sample("y", pyro_dist.Normal(loc, 1.0))
 
     def model(frames):
         with pyro.plate("sequences", frames.shape[0]):
-            z = pyro.sample("z", pyro_dist.Normal(0.0, 1.0))
-            pyro.sample("x", pyro_dist.Normal(z, 1.0), obs=frames[:, 0, 0, 0, 0])
+            z, y = (pyro.sample(name, pyro_dist.Normal(0.0, 1.0)) for name in "zy")
+            pyro.sample("x", pyro_dist.Normal(z + y, 1.0), obs=frames[:, 0, 0, 0, 0])
 
     return Program(model, guide)
 
 
-def waiting_guide(frames):
-    scale = pyro.param("scale", torch.ones(()))
-    with pyro.plate("sequences", frames.shape[0]):
-        z = pyro.sample("z", pyro_dist.Normal(frames[:, 0, 0, 0, 0], scale))
-    assert float(z.sum()) < 1e6  # one value, where vmap has one for each particle
+def sharing():
+    """The model takes from the guide what that has computed, for as many sequences as the guide has seen."""
+    shared = []
+
+    def guide(frames):
+        shared[:] = [pyro.param("scale") * frames[:, 0, 0, 0, 0]]
+        with pyro.plate("sequences", frames.shape[0]):
+            pyro.sample("z", pyro_dist.Normal(shared[0], 1.0))
+
+    return of_one_latent(guide, lambda z: z + shared[0])
 
 
-@pytest.mark.parametrize("name", ["iwae", "iwae-dreg", "renyi"])
-def test_which_guides_run_once_for_all_particles(name):
-    frames = torch.tensor(linear_gaussian.observations(2))
-    parameters = linear_gaussian.parameters() | {"shift": 0.3, "gain": 0.8, "log_scale": 0.1}
-    tensors = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in parameters.items()}
-    with on_torch("cpu", "float64"), pyro_tracing.parameters_as(tensors):
+def of_one_latent(guide, loc=lambda z: z):
+    def model(frames):
+        with pyro.plate("sequences", frames.shape[0]):
+            z = pyro.sample("z", pyro_dist.Normal(0.0, 1.0))
+            pyro.sample("x", pyro_dist.Normal(loc(z), 1.0), obs=frames[:, 0, 0, 0, 0])
+
+    return Program(model, guide)
+
+
+@pytest.mark.parametrize("program", [waiting, checkpointed, sharing])
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_guides_that_cannot_run_once_for_all_particles_run_for_each(name, program):
+    program, frames = program(), torch.tensor(linear_gaussian.observations(4))
+    with on_torch("cpu", "float64"), pyro_tracing.parameters_as({"scale": torch.tensor(0.5, dtype=torch.float64)}):
         before = torch.get_rng_state()
-        found = {
-            "plain": is_vectorised(FOUR_PARTICLES[name], conjugate("pyro"), frames),
-            "one particle": is_vectorised(Objective(name), conjugate("pyro"), frames),
-            "another plate": is_vectorised(FOUR_PARTICLES[name], nested_plates("pyro", "inside"), frames[:, :2]),
-            "waits for a value": is_vectorised(FOUR_PARTICLES[name], with_guide(waiting_guide), frames),
-        }
+        assert not is_vectorised(FOUR_PARTICLES[name], program, frames)
         torch.testing.assert_close(torch.get_rng_state(), before, rtol=0, atol=0)
-    assert found == {"plain": True, "one particle": False, "another plate": False, "waits for a value": False}
+        bounds = PYRO_OBJECTIVES[name](FOUR_PARTICLES[name], program, frames, torch.zeros(()))
+        bounds.sum().backward()
+        assert torch.isfinite(bounds).all()
+
+
+def test_which_objectives_run_a_guide_once():
+    frames, tensors = torch.tensor(linear_gaussian.observations(2)), {"shift": 0.3, "gain": 0.8, "log_scale": 0.1}
+    tensors = {n: torch.as_tensor(v).double() for n, v in (linear_gaussian.parameters() | tensors).items()}
+    with on_torch("cpu", "float64"), pyro_tracing.parameters_as(tensors):
+        found = {name: is_vectorised(FOUR_PARTICLES[name], conjugate("pyro"), frames) for name in OBJECTIVES}
+        assert found == {"elbo": False, "iwae": True, "iwae-dreg": True, "renyi": True}
+        assert not is_vectorised(Objective("iwae"), conjugate("pyro"), frames)
+        assert not is_vectorised(FOUR_PARTICLES["iwae"], nested_plates("pyro", "inside"), frames[:, :2])
+
+
+@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+def test_a_step_leaves_no_tensors_behind(name):
+    """Nothing that the next step does not use: a hook that held its own graph would keep all of it."""
+    program, parameters = conjugate("pyro"), linear_gaussian.parameters()
+    counts = []
+    for _ in range(4):
+        measured_in_pyro(FOUR_PARTICLES[name], program, parameters, linear_gaussian.observations(2), vectorised=True)
+        gc.collect()
+        counts.append(sum(issubclass(type(each), torch.Tensor) for each in gc.get_objects()))
+    assert len(set(counts[1:])) == 1
 
 
 @pytest.mark.parametrize("num_particles", [1, 3])

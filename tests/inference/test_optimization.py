@@ -1,14 +1,21 @@
 """Learning-rate schedules against their definitions, and what Adam is told, in both backends."""
 
+from typing import Any, NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
 from ppl_tvae.inference.numpyro import svi as numpyro_svi
+from ppl_tvae.inference.objective import ELBO
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.inference.pyro import svi as pyro_svi
+from ppl_tvae.inference.pyro.device import on_device
+from ppl_tvae.program import Program
 
 
 def factors(schedule, num_steps, warmup_steps=0, xp=np):
@@ -46,3 +53,47 @@ def test_first_step_of_adam_is_the_gradient_over_its_size_and_epsilon(epsilon):
     parameter.grad = torch.from_numpy(gradient.copy())
     pyro_svi._optimizer(optimization, [parameter], on_gpu=False).step()
     np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-5)
+
+
+class Frames(NamedTuple):
+    """A plan that holds the frames themselves."""
+
+    frames: Any
+
+
+LAYOUTS = {
+    "with gaps": lambda rows: torch.stack([rows, rows], dim=-1)[..., 0],
+    "transposed": lambda rows: rows.T.contiguous().T,
+    "one number, many times": lambda rows: rows[:1, :1].expand(rows.shape),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", ["adam", "sgd"])
+def test_how_a_parameter_lies_in_memory_changes_nothing(method, layout):
+    """Updates in one pass take memory as it lies; torch says nothing where that is not what the parameter is."""
+    rows = LAYOUTS[layout](torch.arange(6.0).reshape(2, 3))
+
+    def trained(initial):
+        def model(frames):
+            with pyro.plate("sequences", frames.shape[0]):
+                z = pyro.sample("z", dist.Normal(0.0, 1.0))
+                loc = pyro.param("rows", initial) + z[:, None, None]
+                pyro.sample("x", dist.Normal(loc, 1.0).to_event(2), obs=frames)
+
+        def guide(frames):
+            with pyro.plate("sequences", frames.shape[0]):
+                pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(())), 1.0))
+
+        optimization = Optimization(method, 0.1, 0.9, 0.0, "constant", 0, 10)
+        program, frames = Program(model, guide), np.arange(24, dtype=np.float32).reshape(4, 2, 3)
+        with on_device("cpu", "float32"):
+            first = Frames(frames)
+            trainer = pyro_svi.Trainer(program, ELBO, optimization, lambda _, plan: plan.frames, Frames(()), first, 0)
+            return trainer.advance(Frames(np.stack([frames] * 5))), trainer.parameters()["rows"]
+
+    losses, found = trained(rows)
+    expected_losses, expected = trained(rows.clone(memory_format=torch.contiguous_format))
+    np.testing.assert_allclose(losses, expected_losses, rtol=1e-6)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert np.abs(found - rows.numpy()).min() > 1e-3

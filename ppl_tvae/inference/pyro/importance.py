@@ -51,18 +51,23 @@ def _in_chunks(program: Program, num_particles: int, chunk: int, log_density: Lo
     @torch.no_grad()
     def all_particles(parameters: Mapping[str, Tensor], frames: Tensor) -> Tensor:
         nonlocal vectorised
-        weights = []
         # Validation looks at values, which vmap forbids; `check_program` has looked at the program already.
         with parameters_as(parameters), pyro.validation_enabled(False):
-            if vectorised is None:
-                vectorised = is_vectorisable(lambda: drawn(program, frames[:1], 2, log_joint, vectorised=True))
-            pieces = repeated(frames, min(chunk, num_particles))
-            for latents, log_q in _draws(program, frames, num_particles, chunk, log_density, vectorised):
-                model_trace = replayed(program.model, pieces[: log_q.shape[0] * log_q.shape[1]], as_trace(latents))
-                weights.append(log_density(model_trace).reshape(log_q.shape) - log_q)
-        return torch.cat(weights)
+            if vectorised is None:  # tried on three particles of two sequences: three fit nowhere by broadcasting
+                vectorised = is_vectorisable(lambda: _weights(program, frames[:2], 3, chunk, log_joint, True))
+            return _weights(program, frames, num_particles, chunk, log_density, vectorised)
 
     return all_particles
+
+
+def _weights(
+    program: Program, frames: Tensor, num_particles: int, chunk: int, log_density: LogDensity, vectorised: bool
+) -> Tensor:
+    pieces, weights = repeated(frames, min(chunk, num_particles)), []
+    for latents, log_q in _draws(program, frames, num_particles, chunk, log_density, vectorised):
+        model_trace = replayed(program.model, pieces[: log_q.shape[0] * log_q.shape[1]], as_trace(latents))
+        weights.append(log_density(model_trace).reshape(log_q.shape) - log_q)
+    return torch.cat(weights)
 
 
 def _draws(

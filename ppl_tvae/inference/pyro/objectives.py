@@ -55,10 +55,7 @@ def elbo(guide_trace: Trace, model_trace: Trace, kl_weight: Any = 1.0) -> Tensor
 
 
 def mean_elbo(objective: Objective, program: Program, frames: Tensor, step: Any, vectorised: bool = False) -> Tensor:
-    """The ELBO, averaged over particles, its KL part weighted as the warm-up says.
-
-    The guide runs for each particle all the same: analytic KL divergences need its distributions beside the model's.
-    """
+    """The ELBO, averaged over particles, its KL part weighted as the warm-up says; see `is_vectorised`."""
     guide_trace, model_trace = program_traces(program, repeated(frames, objective.num_particles))
     bounds = elbo(_reparameterised(guide_trace), model_trace, kl_weight(objective, step))
     shape = (objective.num_particles, frames.shape[0])
@@ -87,17 +84,15 @@ def iwae_dreg(objective: Objective, program: Program, frames: Tensor, step: Any,
     constant parameters; a guide must be deterministic but for its sites.
     """
     size = objective.num_particles
-
-    def weight(name: str) -> Tensor:  # known when gradients come back
-        return _beside(model_trace.nodes[name], weights.reshape(-1))
-
-    latents, _ = drawn(program, frames, size, _log_q, vectorised=vectorised)
-    given = {name: _attenuated(value, partial(weight, name)) for name, value in latents.items()}
+    beside: dict[str, Tensor] = {}  # weights, known when gradients come back; nothing whose own graph holds the hooks
+    latents, _ = drawn(program, frames, size, _only_reparameterised, vectorised=vectorised)
+    given = {name: _attenuated(value, partial(beside.__getitem__, name)) for name, value in latents.items()}
     with _constant_parameters():
         log_q = log_density_at(program, frames, size, given, log_joint, vectorised=vectorised)
     model_trace = replayed(program.model, repeated(frames, size), as_trace(given))
     log_w = log_joint(model_trace).reshape(log_q.shape) - log_q
     weights = torch.softmax(log_w.detach(), dim=0)
+    beside |= {name: _beside(model_trace.nodes[name], weights.reshape(-1)) for name in given}
     surrogate = torch.sum(weights * log_w, dim=0)
     return log_mean_exp(log_w.detach()) + (surrogate - surrogate.detach())
 
@@ -131,14 +126,19 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
 
 
 def is_vectorised(objective: Objective, program: Program, frames: Tensor) -> bool:
-    """Whether the guide can run once for all particles of an objective: there are several, and vmap takes the guide."""
-    of_two = objective._replace(num_particles=2)
+    """Whether the guide can run once for all particles of an objective, found out by trying it on frames (batch, ...).
 
-    @torch.no_grad()
-    def bound() -> Tensor:
-        return OBJECTIVES[objective.name](of_two, program, frames[:1], torch.zeros(()), vectorised=True)
+    Not for "elbo", whose analytic KL divergences need the guide's distributions beside the model's.
+    """
+    several = objective._replace(num_particles=3)  # of two sequences: three fit nowhere by broadcasting
 
-    return objective.num_particles > 1 and is_vectorisable(bound)
+    def bound_and_gradient() -> None:
+        leaves = [leaf for _, leaf in pyro.get_param_store().named_parameters() if leaf.requires_grad]
+        with torch.enable_grad():
+            bound = OBJECTIVES[objective.name](several, program, frames[:2], torch.zeros(()), vectorised=True)
+            torch.autograd.grad(bound.sum(), leaves, allow_unused=True)
+
+    return objective.name != "elbo" and objective.num_particles > 1 and is_vectorisable(bound_and_gradient)
 
 
 def _total(sites: dict[str, Site]) -> Tensor:
@@ -154,6 +154,11 @@ def _kl(posterior: Site, prior: Site) -> Tensor:
 
 def _log_q(guide_trace: Trace) -> Tensor:
     return log_joint(_reparameterised(guide_trace))
+
+
+def _only_reparameterised(guide_trace: Trace) -> Tensor:
+    _reparameterised(guide_trace)
+    return torch.zeros(())
 
 
 def _reparameterised(guide_trace: Trace) -> Trace:

@@ -210,13 +210,15 @@ def _write(plan: Any, plans: Any, index: int) -> None:
 
 
 def _optimizer(optimization: Optimization, parameters: list[Tensor], on_gpu: bool) -> torch.optim.Optimizer:
-    """On a GPU an update is one kernel that reads its rate there, as a recorded step needs it: a float32, always."""
+    """An update is one pass over memory as it lies, which the host's store keeps without gaps.
+
+    On a GPU it reads its rate there, as a recorded step needs it: a float32, always.
+    """
     rate: Any = torch.tensor(optimization.learning_rate, dtype=torch.float32) if on_gpu else optimization.learning_rate
-    fused = on_gpu or None
     if optimization.method == "adam":
         betas, epsilon = (optimization.momentum, 0.999), optimization.adam_epsilon
-        return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=epsilon, fused=fused, capturable=on_gpu)
-    return torch.optim.SGD(parameters, lr=rate, momentum=optimization.momentum, fused=fused)
+        return torch.optim.Adam(parameters, lr=rate, betas=betas, eps=epsilon, fused=True, capturable=on_gpu)
+    return torch.optim.SGD(parameters, lr=rate, momentum=optimization.momentum, fused=True)
 
 
 def _set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
