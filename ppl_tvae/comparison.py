@@ -9,10 +9,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppl_tvae.errors import UserError
+from ppl_tvae.inference.temperatures import Annealing
+from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.runs import Run
 
 # What must be the same for two numbers to measure the same thing.
 _CONDITIONS = ("likelihood", "data", "transforms", "split", "num_timesteps", "unit")
+# Settings of an estimate that are part of its name only where they are not the default.
+_SELDOM_CHANGED: dict[str, Any] = {
+    **{
+        name: Annealing._field_defaults[name]
+        for name in ("schedule", "num_leapfrog_steps", "target_acceptance", "step_size")
+    },
+    "guide_learning_rate": Unamortised._field_defaults["learning_rate"],
+}
 ON_OWN_DATA = ("sandwich-lower", "sandwich-upper")  # each run's own simulations: nothing to pair
 
 
@@ -122,15 +132,22 @@ def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 
 
 def _label(record: dict[str, Any]) -> str:
-    """iwae-100, released-is-10, elbo, elbo-auto-normal-500, ais: what makes two records the same column."""
+    """iwae-100, elbo, elbo-auto-normal-500, ais-guide-200x1: what makes two records the same column.
+
+    Settings that are seldom changed stand in it where they are not the default.
+    """
     name = record["estimator"]
-    if name in ("iwae", "released-is"):
+    if name in ("iwae", "released-is", "log-evidence"):
         name += f"-{record['num_particles']}"
     if "guide_name" in record:
         name += f"-{record['guide_name']}-{record['guide_steps']}"
     if "num_temperatures" in record:
-        return f"{name}-{record['start']}-{record['num_temperatures']}x{record['num_chains']}"
-    return name
+        name += f"-{record['start']}-{record['num_temperatures']}x{record['num_chains']}"
+    return name + "".join(
+        f"-{setting.replace('_', '-')}-{record[setting]}"
+        for setting, default in _SELDOM_CHANGED.items()
+        if record.get(setting, default) != default
+    )
 
 
 def _condition(record: dict[str, Any], run: Run) -> dict[str, Any]:

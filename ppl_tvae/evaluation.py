@@ -143,7 +143,7 @@ def _from_weights(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Ite
             yield _Estimate("iwae", {"num_particles": k, "num_drawn": drawn} | of_guide, _LOWER, values, seconds, trust)
     if "log-evidence" in request.estimators:
         values, bias = bounds.jackknifed_log_evidence(log_weights)
-        notes = {"mean_bias_removed": float(np.mean(-bias))} | _trust(log_weights)
+        notes = {"mean_bias_removed_nats_per_sequence": float(np.mean(-bias))} | _trust(log_weights)
         yield _Estimate(
             "log-evidence", {"num_particles": drawn} | of_guide, "no bound (jackknife)", values, seconds, notes
         )
@@ -193,7 +193,7 @@ def _sandwich(ready: Any, plan: Plan, annealing: Annealing, quiet: bool) -> Iter
     lower, upper = bounds.log_mean_exp(forward), -bounds.log_mean_exp(-backward)
     gap = {
         "mean_gap_nats_per_sequence": float(np.mean(upper - lower)),
-        "gap_standard_error": float(bounds.standard_error(upper - lower)),
+        "gap_standard_error": float(bounds.standard_error(upper - lower)) if len(lower) > 1 else None,
         "data": "simulated from the model",
     }
     settings, notes = annealing._asdict(), gap | _moves([pair[0] for pair in pairs])
@@ -228,7 +228,10 @@ def _collect(
 def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request) -> dict[str, Any]:
     experiment, per_frame = run.experiment, estimate.values / data.num_timesteps
     value = float(per_frame.mean())
-    normalised = experiment.likelihood != "bernoulli-grey"
+    grey, simulated = experiment.likelihood == "bernoulli-grey", estimate.estimator.startswith("sandwich")
+    side = estimate.side
+    if grey:
+        side += ", of zeros and ones" if simulated else ", but of a score that is no log-density"
     bits = -value / math.log(2) / math.prod(data.frame_shape)
     return {
         "estimator": estimate.estimator,
@@ -236,8 +239,8 @@ def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request
         "value": value,
         "standard_error": float(bounds.standard_error(per_frame)) if len(per_frame) > 1 else None,
         "unit": "nats per frame",
-        "side": estimate.side if normalised else f"{estimate.side}, but of a score that is no log-density",
-        "bits_per_dimension": bits if normalised and not estimate.estimator.startswith("sandwich") else None,
+        "side": side,
+        "bits_per_dimension": None if grey or simulated or estimate.estimator == "released-is" else bits,
         "likelihood": experiment.likelihood,
         "data": experiment.data,
         "transforms": list(data.transforms),

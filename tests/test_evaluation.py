@@ -155,9 +155,24 @@ def test_bounds_against_their_definitions():
     value, bias = bounds.jackknifed_log_evidence(log_weights)
     np.testing.assert_allclose(value, 50 * whole - 49 * np.mean(left_out, axis=0), rtol=1e-12)
     np.testing.assert_allclose(value + bias, whole, rtol=1e-12)
+    assert np.isnan(bounds.log_mean_exp(np.array([[0.0], [np.nan]]))).all()
     per_frame = rng.standard_normal((10, 3, 4))
     expected = np.log(np.exp(per_frame).sum(axis=0)).mean(axis=1)
     np.testing.assert_allclose(bounds.released_is(per_frame), expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 20.0, 60.0])
+@pytest.mark.parametrize("num_particles", [2, 10, 100])
+def test_jackknife_where_one_weight_carries_all(num_particles, scale):
+    """Leaving out a weight that is all of the sum to a float leaves the others, not what the float cannot hold."""
+    log_weights = scale * np.random.default_rng(1).standard_normal((num_particles, 200))
+    each = [np.delete(log_weights, k, axis=0) for k in range(num_particles)]
+    left_out = [np.logaddexp.reduce(rest, axis=0) - np.log(num_particles - 1) for rest in each]
+    whole = np.logaddexp.reduce(log_weights, axis=0) - np.log(num_particles)
+    expected = num_particles * whole - (num_particles - 1) * np.mean(left_out, axis=0)
+    value, bias = bounds.jackknifed_log_evidence(log_weights)
+    np.testing.assert_allclose(value, expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(value + bias, whole, rtol=1e-9, atol=1e-9)
 
 
 def test_khat_and_its_verdict():
@@ -174,3 +189,6 @@ def test_khat_and_its_verdict():
     assert reliability.verdict(np.array([0.3, 0.3, 0.9, 0.2]), sizes, n).startswith("doubtful")
     assert (reliability.khat(np.full((50, 2), 3.0)) == -np.inf).all()
     assert reliability.verdict(reliability.khat(np.zeros((5, 2))), sizes, 5).startswith("too few")
+    with_nan = rng.standard_normal((50, 4))
+    with_nan[3, 0] = np.nan
+    assert "no k-hat for 25% of sequences" in reliability.verdict(reliability.khat(with_nan), sizes, 50)

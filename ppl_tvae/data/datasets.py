@@ -118,11 +118,8 @@ class SequenceData:
         return plan._replace(phase=self.moving_indices(flat)[:, 0].reshape(image.shape))
 
     def plan(self, split: str, limit: int) -> Plan:
-        """The first `limit` fixed sequences of a split; of the training images those of a first step, each once."""
-        if split in ("test", "validation"):
-            return self._fixed_plan(getattr(self, split), split, limit)
-        first = self.train_plans(0, 0, 1, min(limit, len(self.train)))
-        return Plan(*(field[0] for field in first))
+        """The first `limit` fixed sequences of a split, one per image in a fixed random order."""
+        return self._fixed_plan(getattr(self, split), split, limit)
 
     def validation_plan(self, limit: int | None = None) -> Plan:
         """One fixed sequence per validation image, or the first `limit` of them in a fixed random order."""

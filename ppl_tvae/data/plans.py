@@ -85,7 +85,7 @@ def _choices_of_steps(
 def fixed_plan(indices: np.ndarray, split_tag: str, num_transforms: int, num_timesteps: int) -> Plan:
     """One sequence per image, in the order of `indices`: fixed once and for all, whatever the user's seed.
 
-    `split_tag` ("validation", "test") keeps the splits' draws apart.
+    `split_tag` ("train", "validation", "test") keeps the splits' draws apart.
     """
     generator = np.random.default_rng([zlib.crc32(split_tag.encode()), FIXED])
     return Plan(np.asarray(indices, np.int32), *_drawn(generator, (len(indices),), num_transforms, num_timesteps))

@@ -47,9 +47,9 @@ def chosen_cells(tree: xr.DataTree, seed: int) -> tuple[xr.Dataset, xr.Dataset]:
 def convergence(chains: xr.Dataset) -> dict[str, dict[str, Any]]:
     """For each quantity: quantiles over cells (10, 50, 90 %) of R-hat and bulk effective sample size, and a verdict.
 
-    "believable": at most one cell in twenty has an R-hat above 1.01, or fewer effective draws than 100 for each chain;
-    "rough": the same with 1.05 and 10; else "not to be believed". With a single chain, or fewer than 4 draws, there is
-    no R-hat, and nothing is believable.
+    "believable": at most one cell in twenty has an R-hat above 1.01, and at most one in twenty fewer effective draws
+    than 100 for each chain; "rough": the same with 1.05 and 10; else "not to be believed". With a single chain, or
+    fewer than 4 draws, there is no R-hat, and nothing is believable.
     """
     from arviz_stats import ess, rhat
 

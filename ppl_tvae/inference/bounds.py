@@ -16,12 +16,12 @@ def elbo(log_weights: Any) -> Any:
 
 
 def log_mean_exp(log_weights: Any, axis: int = 0) -> Any:
-    """log of the mean of exp over an axis, without leaving log space."""
+    """log of the mean of exp over an axis, without leaving log space; nan where one of them is nan."""
     xp = array_namespace(log_weights)
     largest = xp.max(log_weights, axis=axis, keepdims=True)
     largest = xp.where(xp.isfinite(largest), largest, xp.zeros_like(largest))  # all -inf stays -inf, not nan
     total = xp.sum(xp.exp(log_weights - largest), axis=axis)
-    logarithm = xp.where(total > 0, xp.log(xp.where(total > 0, total, xp.ones_like(total))), -xp.inf)
+    logarithm = xp.where(total == 0, -xp.inf, xp.log(xp.where(total == 0, xp.ones_like(total), total)))
     return logarithm + xp.squeeze(largest, axis=axis) - math.log(log_weights.shape[axis])
 
 
@@ -66,9 +66,13 @@ def jackknifed_log_evidence(log_weights: Any) -> tuple[Any, Any]:
         raise ValueError(f"expected at least 2 particles for the jackknife, found {num_particles}")
     whole = log_mean_exp(log_weights)
     share = xp.exp(log_weights - whole) / num_particles  # of each particle in the sum
-    # the mean without one particle; a particle that is all of the sum leaves nothing that floats can hold
-    rest = xp.clip(1 - share, xp.finfo(log_weights.dtype).tiny, 1.0)
-    without = whole + xp.log(rest) - math.log1p(-1 / num_particles)
+    # The sum without one particle, over num_particles. The largest can be all of the sum that floats hold: without it
+    # the others are added up; without one of those, what is left is no difference of nearly equal numbers.
+    numbers = xp.reshape(xp.arange(num_particles), (-1, *[1] * (log_weights.ndim - 1)))
+    is_largest = numbers == xp.argmax(log_weights, axis=0, keepdims=True)
+    others = log_mean_exp(xp.where(is_largest, -xp.inf, log_weights))
+    left = xp.where(is_largest, others, whole + xp.log1p(-xp.where(is_largest, 0.0, share)))
+    without = left - math.log1p(-1 / num_particles)
     bias = (num_particles - 1) * (xp.mean(without, axis=0) - whole)
     return whole - bias, bias
 

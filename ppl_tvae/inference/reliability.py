@@ -33,8 +33,10 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
 
 def verdict(khats: np.ndarray, effective_sample_sizes: np.ndarray, num_particles: int) -> str:
     """One sentence on whether importance sampling has found the posterior of most sequences."""
-    if np.isnan(khats).any():
+    if num_particles < FEWEST_DRAWS:
         return f"too few draws to judge ({num_particles}; at least {FEWEST_DRAWS} are needed for k-hat)"
+    if (unknown := np.isnan(khats)).any():
+        return f"unreliable: no k-hat for {np.mean(unknown):.0%} of sequences, whose weights are not all finite"
     bad = float(np.mean(khats > KHAT_LIMIT))
     size = float(np.median(effective_sample_sizes))
     share = f"k-hat above {KHAT_LIMIT} for {bad:.0%} of sequences"
