@@ -1,4 +1,4 @@
-"""Thirteen invalid programs, each named in one sentence; and that the valid ones pass. Both hosts."""
+"""Invalid programs, each named in one sentence; and that the valid ones pass. Both hosts."""
 
 import jax.numpy as jnp
 import numpyro
@@ -26,6 +26,9 @@ def program(host, mistake=None):
     def normal(scale=1.0, size=2):
         return dist.Normal(xp.zeros(size), scale * xp.ones(size)).to_event(0 if mistake == "event" else 1)
 
+    def positive():
+        return dist.LogNormal(xp.zeros(2), xp.ones(2)).to_event(1)
+
     def model(frames):
         if mistake == "global":
             ppl.sample("theta", dist.Normal(xp.zeros(()), 1.0))
@@ -34,7 +37,7 @@ def program(host, mistake=None):
         if mistake == "borrowed":
             ppl.param("z", xp.zeros(2))
         with ppl.plate("batch" if mistake == "plate" else "sequences", frames.shape[0]):
-            z = ppl.sample("z", dist.LogNormal(xp.zeros(2), 1.0).to_event(1) if mistake == "cover" else normal())
+            z = ppl.sample("z", positive() if mistake == "within" else normal())
             if mistake == "twice":
                 ppl.sample("z", normal())
             if mistake == "unguided":
@@ -43,7 +46,9 @@ def program(host, mistake=None):
             loc = loc[:, :1, :1] if mistake == "shape" else loc
             loc = loc + 1e30 if mistake == "finite" else loc
             x = dist.Bernoulli(logits=loc) if mistake == "support" else dist.Normal(loc, 1.0)
-            ppl.sample("pixels" if mistake == "renamed" else "x", x.to_event(4), obs=frames)
+            handlers = ppl.handlers if host == "numpyro" else ppl.poutine
+            with handlers.scale(scale=0.5 if mistake == "scaled" else 1.0):
+                ppl.sample("pixels" if mistake == "renamed" else "x", x.to_event(4), obs=frames)
 
     def guide(frames):
         if mistake == "global":
@@ -80,6 +85,8 @@ MISTAKES = {
     "twice": "a name of its own for each site and parameter of the model, found: .*z",
     "borrowed": "a name of its own for each site and parameter.* found.*z",
     "cover": "cover the prior of site 'z'",
+    "within": "guide's draws of site 'z' within the support of its prior",
+    "scaled": "no scale at site 'x' of the model but that of the plate 'sequences', found 0.5",
 }
 
 

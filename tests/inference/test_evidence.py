@@ -5,11 +5,18 @@ from itertools import pairwise
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
+import numpyro.distributions as numpyro_dist
+import pyro
+import pyro.distributions as pyro_dist
 import pytest
 import torch
 from scipy.special import logsumexp
+from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from ppl_tvae.assembly import assemble, lattice_of
+from ppl_tvae.errors import UserError
 from ppl_tvae.inference import bounds
 from ppl_tvae.inference.numpyro import annealing as numpyro_annealing
 from ppl_tvae.inference.numpyro import importance as numpyro_importance
@@ -18,11 +25,13 @@ from ppl_tvae.inference.pyro import annealing as pyro_annealing
 from ppl_tvae.inference.pyro import importance as pyro_importance
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.temperatures import Annealing, forward_path
+from ppl_tvae.program import Program
 from tests.conftest import STANDARD_ERRORS
 from tests.oracles import linear_gaussian, tiny_tvae_log_evidence
 from tests.small import random_parameters, small_experiment
 
 BACKENDS = ("numpyro", "pyro")
+HOSTS = {"numpyro": (numpyro, numpyro_dist, numpyro.handlers), "pyro": (pyro, pyro_dist, pyro.poutine)}
 
 
 def draw_log_weights(backend, programs, parameters, frames, num_particles, seed=0, particles_per_chunk=256):
@@ -251,6 +260,70 @@ def test_two_temperatures_are_importance_sampling_from_the_start(backend, conjug
     error = np.hypot(forward.log_weights.std(axis=0), plain.std(axis=0)) / np.sqrt(2000)
     assert (np.abs(forward.log_weights.mean(axis=0) - plain.mean(axis=0)) < STANDARD_ERRORS * error).all()
     np.testing.assert_allclose(forward.log_weights.std(axis=0), plain.std(axis=0), rtol=0.2)
+
+
+def with_prior(backend, prior, guide, mask=lambda x: True):
+    """z from a prior, x ~ Normal(z, 1): one number for each sequence. prior, guide: of a host's distributions."""
+    host, dist, handlers = HOSTS[backend]
+
+    def model(frames):
+        with host.plate("sequences", frames.shape[0]):
+            z = host.sample("z", prior(dist))
+            x = frames[:, 0, 0, 0, 0]
+            with handlers.mask(mask=mask(x)):
+                host.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guided(frames):
+        with host.plate("sequences", frames.shape[0]):
+            host.sample("z", guide(dist))
+
+    return {backend: Program(model, guided)}
+
+
+FOUR_NUMBERS = np.array([-1.0, 0.0, 0.5, 2.0]).reshape(4, 1, 1, 1, 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_guide_that_leaves_the_prior_has_weight_zero_there(backend):
+    """torch's exponential density goes on below zero; a bound that counts it lies above the evidence."""
+    programs = with_prior(backend, lambda dist: dist.Exponential(1.0), lambda dist: dist.StudentT(4.0, 0.3, 1.5))
+    log_weights = draw_log_weights(backend, programs, {}, FOUR_NUMBERS, 40_000)
+    outside = np.isneginf(log_weights).mean(axis=0)
+    assert (np.abs(outside - student_t.cdf(-0.2, 4)) < STANDARD_ERRORS * 0.5 / np.sqrt(40_000)).all()
+    z = np.linspace(0, 40, 400_001)
+    for x, drawn in zip(FOUR_NUMBERS.ravel(), log_weights.T, strict=True):
+        weights, truth = np.exp(drawn), np.trapezoid(np.exp(-z) * norm.pdf(x, z), z)
+        assert abs(weights.mean() - truth) < STANDARD_ERRORS * weights.std() / np.sqrt(40_000)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_a_handler_masks_does_not_count(backend):
+    def standard(dist):
+        return dist.Normal(0.0, 1.0)
+
+    programs = [with_prior(backend, standard, standard, mask) for mask in (lambda x: x < 0.25, lambda x: True)]
+    masked, plain = (draw_log_weights(backend, program, {}, FOUR_NUMBERS, 5) for program in programs)
+    np.testing.assert_allclose(masked[:, :2], plain[:, :2], rtol=1e-12)
+    np.testing.assert_allclose(masked[:, 2:], 0.0, atol=1e-12)
+    assert (np.abs(plain[:, 2:]) > 0.1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_supports_that_depend_on_a_latent_are_not_annealed(backend):
+    host, dist, _ = HOSTS[backend]
+
+    def model(frames):
+        with host.plate("sequences", frames.shape[0]):
+            s = host.sample("s", dist.Gamma(2.0, 1.0))
+            z = host.sample("z", dist.Uniform(0.0 * s, s))
+            host.sample("x", dist.Normal(z, 1.0), obs=frames[:, 0, 0, 0, 0])
+
+    programs = {backend: Program(model, model)}
+    with pytest.raises(UserError, match=r"no other latent.*site 'z' with a support that changes from draw to draw"):
+        bracket(backend, programs, {}, FOUR_NUMBERS, Annealing("prior", num_temperatures=3))
+    fixed = with_prior(backend, lambda dist: dist.Uniform(-1.0, 3.0), lambda dist: dist.Uniform(-1.0, 3.0))
+    forward, _ = bracket(backend, fixed, {}, FOUR_NUMBERS, Annealing("prior", num_temperatures=3))
+    assert np.isfinite(forward.log_weights).all()
 
 
 def test_paths():

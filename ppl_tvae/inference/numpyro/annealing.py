@@ -24,6 +24,7 @@ from numpyro.handlers import seed, substitute, trace
 from ppl_tvae.inference.numpyro.tracing import (
     OBSERVED,
     bijections,
+    check_supports,
     latent_sites,
     log_joint,
     log_prob,
@@ -115,6 +116,7 @@ class Annealer:
         progress: Progress,
         adapt: bool = False,
     ) -> Annealed:
+        check_supports(self._program, self._parameters, frames)
         transforms = bijections(self._program, self._parameters, frames)
         unconstrained = {name: transforms[name].inv(value) for name, value in latents.items()}
         log_start, log_target = self._densities(self._parameters, frames, unconstrained)

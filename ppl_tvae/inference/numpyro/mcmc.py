@@ -19,6 +19,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     Trace,
     as_trace,
     bijections,
+    check_supports,
     deterministic_sites,
     latent_sites,
     log_joint,
@@ -63,6 +64,7 @@ class Sampler:
 
     def _drawn(self, rng_key: jax.Array, frames: jax.Array) -> Latents:
         """Draws from the guide in unconstrained space, one per sequence of frames."""
+        check_supports(self._program, self._parameters, frames)
         guide_trace, _ = program_traces(self._program, self._parameters, rng_key, frames)
         transforms = bijections(self._program, self._parameters, frames)
         return {name: transforms[name].inv(site["value"]) for name, site in latent_sites(guide_trace).items()}

@@ -117,6 +117,21 @@ def bijections(program: Program, parameters: Mapping[str, jax.Array], frames: ja
     return {name: from_the_reals(name, site["fn"].support) for name, site in sites.items()}
 
 
+def check_supports(program: Program, parameters: Mapping[str, jax.Array], frames: jax.Array) -> None:
+    """Raises UserError where the support of a latent differs between two draws from the model.
+
+    Unconstrained coordinates would then be others at each draw, as those of Uniform(0, s) are where s is a latent too.
+    """
+    model = substitute(program.model, data=dict(parameters))
+    first, second = (latent_sites(trace(seed(model, jax.random.key(number))).get_trace(frames)) for number in (0, 1))
+    for name, site in first.items():
+        if not bool(site["fn"].support == second[name]["fn"].support):
+            raise UserError(
+                f"expected latents whose supports depend on no other latent, as annealing and MCMC need, found site "
+                f"'{name}' with a support that changes from draw to draw; use elbo and iwae with the run's own guide"
+            )
+
+
 def per_sequence(site: Site, values: jax.Array) -> jax.Array:
     """A site's values over its batch shape, summed to one per sequence: (batch,). Raises UserError without the plate.
 

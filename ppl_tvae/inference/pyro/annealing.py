@@ -23,6 +23,7 @@ from torch import Tensor
 from ppl_tvae.inference.pyro.tracing import (
     OBSERVED,
     bijections,
+    check_supports,
     latent_sites,
     log_joint,
     log_prob,
@@ -100,6 +101,7 @@ class Annealer:
 
     def _walk(self, frames: Tensor, latents: Latents, path: Path, progress: Progress, adapt: bool = False) -> Annealed:
         with parameters_as(self._parameters), torch.no_grad():
+            check_supports(self._program, frames)
             transforms = bijections(self._program, frames)
             unconstrained = {name: transforms[name].inv(value) for name, value in latents.items()}
             log_start, log_target = self._log_densities(transforms, frames, unconstrained)

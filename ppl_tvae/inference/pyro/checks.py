@@ -12,12 +12,14 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import distribution_name, site_row
 from ppl_tvae.inference.pyro.tracing import (
     OBSERVED,
+    PLATE,
     Site,
     Trace,
     flat_name,
     latent_sites,
     log_prob,
     observed_sites,
+    replayed,
 )
 from ppl_tvae.program import Program
 
@@ -28,6 +30,8 @@ def check_program(program: Program, frames: Tensor) -> None:
         guide_trace = _traced("guide", program.guide, frames)
         prior_trace = _traced("model", program.model, frames)
         _check_traces(guide_trace, prior_trace, frames)
+        for name, site in latent_sites(replayed(program.model, frames, guide_trace)).items():
+            _check_within(name, site)
 
 
 def site_table(program: Program, frames: Tensor) -> list[dict[str, Any]]:
@@ -73,6 +77,7 @@ def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: Tensor) -> Non
     for part, sites in (("model", prior_trace), ("guide", guide_trace)):
         for name, site in (latent_sites(sites) | observed_sites(sites)).items():
             _check_log_prob(part, name, site, len(frames))
+            _check_scale(part, name, site)
     for name, site in latent_sites(prior_trace).items():
         _check_cover(name, guide_trace.nodes[name], site)
 
@@ -134,6 +139,21 @@ def _check_latents(guide_trace: Trace, prior_trace: Trace) -> None:
             )
 
 
+def _check_scale(part: str, name: str, site: Site) -> None:
+    """Bounds are of single sequences: the scale of a plate of more than these is left out. No other can be."""
+    of_plate = 1.0
+    for frame in site["cond_indep_stack"]:
+        if frame.name == PLATE:
+            of_plate = (frame.full_size or frame.size) / frame.size
+    if not torch.all(
+        torch.isclose(torch.as_tensor(site["scale"], dtype=torch.float64), torch.tensor(of_plate).double())
+    ):
+        raise UserError(
+            f"expected no scale at site '{name}' of the {part} but that of the plate '{PLATE}', found "
+            f"{site['scale']}; leave it out: with it a log-probability is none"
+        )
+
+
 def _check_log_prob(part: str, name: str, site: Site, batch: int) -> None:
     values = log_prob(site)
     if values.shape != (batch,):
@@ -151,4 +171,13 @@ def _check_cover(name: str, guided: Site, modelled: Site) -> None:
         raise UserError(
             f"expected the guide to cover the prior of site '{name}', found the support {guided['fn'].support} in the "
             f"guide and {modelled['fn'].support} in the model; choose a guide with the model's support"
+        )
+
+
+def _check_within(name: str, modelled: Site) -> None:
+    """modelled: the model's site at a draw from the guide. Where the prior has no mass the ELBO is minus infinity."""
+    if not torch.all(modelled["fn"].support.check(modelled["value"])):
+        raise UserError(
+            f"expected the guide's draws of site '{name}' within the support of its prior, "
+            f"{modelled['fn'].support}, found some outside; choose a guide with the model's support"
         )

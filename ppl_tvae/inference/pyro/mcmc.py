@@ -21,6 +21,7 @@ from ppl_tvae.inference.pyro.tracing import (
     OBSERVED,
     as_trace,
     bijections,
+    check_supports,
     deterministic_sites,
     latent_sites,
     log_joint,
@@ -61,6 +62,7 @@ class Sampler:
     @torch.no_grad()
     def _drawn(self, frames: Tensor) -> Latents:
         """Draws from the guide in unconstrained space, one per sequence of frames."""
+        check_supports(self._program, frames)
         guide_trace, _ = program_traces(self._program, frames)
         transforms = bijections(self._program, frames)
         return {name: transforms[name].inv(site["value"]) for name, site in latent_sites(guide_trace).items()}

@@ -146,6 +146,8 @@ def _total(sites: dict[str, Site]) -> Tensor:
 
 
 def _kl(posterior: Site, prior: Site) -> Tensor:
+    if posterior["mask"] is not None or prior["mask"] is not None:
+        return log_prob(posterior) - log_prob(prior)
     try:
         return summed(prior, kl_divergence(posterior["fn"], prior["fn"]))
     except NotImplementedError:

@@ -5,6 +5,7 @@ on all of them. The guide, where torch's vmap takes it, runs once on the frames 
 draw, as the encoders, is computed once for all particles.
 """
 
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ def drawn(
         return _latents(guide_trace), _of_each(log_density(guide_trace), len(frames))
 
     with _OutOfPlaceDraws():
-        latents, log_q = torch.func.vmap(of_one, randomness="different")(torch.zeros(size))
+        latents, log_q = _vmap(of_one, randomness="different")(torch.zeros(size))
     return {name: value.flatten(0, 1) for name, value in latents.items()}, log_q
 
 
@@ -64,7 +65,7 @@ def log_density_at(
     def of_one(latents: Latents) -> Tensor:
         return _of_each(log_density(replayed(program.guide, frames, as_trace(latents))), len(frames))
 
-    return torch.func.vmap(of_one)({name: value.unflatten(0, (size, -1)) for name, value in latents.items()})
+    return _vmap(of_one)({name: value.unflatten(0, (size, -1)) for name, value in latents.items()})
 
 
 def is_vectorisable(compute: Callable[[], Any]) -> bool:
@@ -78,6 +79,18 @@ def is_vectorisable(compute: Callable[[], Any]) -> bool:
         except (RuntimeError, NotImplementedError, ValueError):
             return False
     return True
+
+
+def _vmap(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """torch's vmap, without its warnings of what it does in a loop over particles: that is no slower than any loop."""
+    vectorised = torch.func.vmap(function, **options)
+
+    def quiet(*arguments: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented")
+            return vectorised(*arguments)
+
+    return quiet
 
 
 def _latents(guide_trace: Trace) -> Latents:

@@ -10,10 +10,11 @@ from typing import Any
 
 import pyro
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine import replay, trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
-from torch.distributions import Independent, biject_to
+from torch.distributions import Independent, biject_to, constraints
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.program import Program
@@ -115,6 +116,33 @@ def bijections(program: Program, frames: Tensor) -> dict[str, Any]:
     return {name: from_the_reals(name, site["fn"].support) for name, site in sites.items()}
 
 
+def check_supports(program: Program, frames: Tensor) -> None:
+    """Raises UserError where the support of a latent differs between two draws from the model.
+
+    Unconstrained coordinates would then be others at each draw, as those of Uniform(0, s) are where s is a latent too.
+    """
+    with torch.random.fork_rng():
+        first, second = (latent_sites(trace(program.model).get_trace(frames)) for _ in range(2))
+    for name, site in first.items():
+        if not _are_equal(site["fn"].support, second[name]["fn"].support):
+            raise UserError(
+                f"expected latents whose supports depend on no other latent, as annealing and MCMC need, found site "
+                f"'{name}' with a support that changes from draw to draw; use elbo and iwae with the run's own guide"
+            )
+
+
+def _are_equal(first: Any, second: Any) -> bool:
+    """Of constraints, which torch compares by identity: the same kind with the same numbers."""
+    if isinstance(first, constraints.Constraint):
+        names = vars(first).keys()
+        return type(first) is type(second) and all(_are_equal(vars(first)[name], vars(second)[name]) for name in names)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(_are_equal, first, second))
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return torch.equal(first, second)
+    return bool(first == second)
+
+
 def per_sequence(site: Site, values: Tensor) -> Tensor:
     """A site's values over its batch shape, summed to one per sequence: (batch,). Raises UserError without the plate.
 
@@ -137,8 +165,28 @@ def per_sequence(site: Site, values: Tensor) -> Tensor:
 
 
 def log_prob(site: Site) -> Tensor:
-    """log p(value) of a site, per sequence: (batch,), nats."""
-    return per_sequence(site, site["fn"].log_prob(site["value"]))
+    """log p(value) of a site, per sequence: (batch,), nats. A mask of the host's counts, a scale does not."""
+    values = site["fn"].log_prob(site["value"])
+    if not site["is_observed"] and (inside := _is_inside(site["fn"].support, site["value"])) is not None:
+        values = torch.where(inside, values, -torch.inf)
+    return per_sequence(site, scale_and_mask(values, mask=site["mask"]))
+
+
+def _is_inside(support: Any, value: Tensor) -> Tensor | None:
+    """Which values lie in a support with an end, beyond which some densities of torch go on; None of another."""
+    base = support
+    while isinstance(base, constraints.independent):
+        base = base.base_constraint
+    return support.check(value) if isinstance(base, _WITH_ENDS) else None
+
+
+_WITH_ENDS = (
+    constraints.greater_than,
+    constraints.greater_than_eq,
+    constraints.less_than,
+    constraints.interval,
+    constraints.half_open_interval,
+)
 
 
 def log_joint(sites: Trace) -> Tensor:
