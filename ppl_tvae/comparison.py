@@ -123,10 +123,11 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The conditions of a run's newest estimate, and the newest of each estimator under these."""
-    records = run.evaluations()
+    """The conditions of the newest estimate of a run's parameters, and the newest of each estimator under these."""
+    records = run.present_evaluations()
     if not records:
-        raise UserError(f"expected estimates in '{run.path}', found none; run ppl-tvae evaluate {run.path} first")
+        found = "only those of earlier parameters" if run.evaluations() else "none"
+        raise UserError(f"expected estimates in '{run.path}', found {found}; run ppl-tvae evaluate {run.path} first")
     newest = _condition(records[-1], run)
     return newest, {_label(record): record for record in records if _condition(record, run) == newest}
 

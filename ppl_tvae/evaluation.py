@@ -90,10 +90,11 @@ def evaluate(
     request.check()
     data = data_of(run.experiment, transforms)
     plan = data.plan(split, max_sequences)
-    records = []
+    records, digest = [], run.parameters_digest()
     with evaluator(run, data, backend, device, seed) as ready:
         for estimate in _estimates(ready, plan, request, quiet):
-            record = _record(estimate, run, data, request) | {"backend": backend or run.experiment.backend}
+            record = _record(estimate, run, data, request)
+            record |= {"backend": backend or run.experiment.backend, "parameters": digest}
             run.add_evaluation(record)
             records.append(record)
     return records

@@ -76,14 +76,15 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
             )
         if max((row["step"] for row in run.metrics()), default=0) < experiment.steps:
             found.append(f"{name}: training has not reached its last step.")
-        found += [
-            f"{name}: {file} is older than the parameters; make it again."
-            for file in ("evaluation.json", "diagnosis.json")
-            if (run.path / file).exists() and not run.is_up_to_date(file)
-        ]
+        if len(run.present_evaluations()) < len(run.evaluations()):
+            found.append(f"{name}: estimates of earlier parameters are left out; make them again.")
+        if run.diagnosis() and not run.is_up_to_date("diagnosis.json"):
+            found.append(f"{name}: diagnosis.json is older than the parameters; make it again.")
         found += [f"{name}, {words}" for words in predictive_warnings(run)]
         verdicts = {
-            r["notes"]["verdict"] for r in run.evaluations() if "verdict" in r["notes"] and "guide_name" not in r
+            r["notes"]["verdict"]
+            for r in run.present_evaluations()
+            if "verdict" in r["notes"] and "guide_name" not in r
         }
         found += [
             f"{name}, importance weights: {words}." for words in sorted(verdicts) if not words.startswith("reliable")
@@ -102,7 +103,7 @@ def _training(runs: Sequence[Run]) -> Section:
 
 def _estimates(runs: Sequence[Run]) -> Section:
     heading = "How likely held-out sequences are"
-    measured = [run for run in runs if run.evaluations()]
+    measured = [run for run in runs if run.present_evaluations()]
     hints = [
         f"No estimates in {run.name} yet: ppl-tvae evaluate {shlex.quote(str(run.path))}"
         for run in runs

@@ -198,7 +198,7 @@ def _numbers(run: Run, experiment: Reproduction, count: int, device: str, quiet:
 
 def _evaluated(run: Run, asked: Mapping[str, Any]) -> dict[str, float]:
     """Estimates of the present parameters, by column."""
-    records = run.evaluations() if run.is_up_to_date("evaluation.json") else []
+    records = run.present_evaluations()
     return {_estimate(r): r["value"] for r in records if asked.items() <= r.items() and "guide_name" not in r}
 
 

@@ -38,7 +38,7 @@ from ppl_tvae.errors import UserError
 
 Arrays = dict[str, np.ndarray]
 # What an estimate found, as opposed to what was asked: two records that differ only in these are the same question.
-_RESULTS = ("value", "standard_error", "bits_per_dimension", "notes", "seconds", "per_sequence")
+_RESULTS = ("parameters", "value", "standard_error", "bits_per_dimension", "notes", "seconds", "per_sequence")
 METRICS = ("step", "loss", "elbo_per_frame", "learning_rate", "frames_per_second", "seconds")
 # The run's copies of the user's own files, by the setting that names them.
 OWN_COPIES = {"model": "program.py", "lattice": "lattice.npy"}
@@ -137,7 +137,7 @@ class Run:
             _write(self.path / "metrics.csv", content.getvalue().encode())
 
     def add_evaluation(self, record: Mapping[str, Any]) -> None:
-        """Append a record to evaluation.json; one with the same settings is replaced."""
+        """Append a record to evaluation.json; one with the same settings is replaced, whatever its parameters."""
         kept = [old for old in self.evaluations() if _question(old) != _question(record)]
         with writing_to(self.path):
             lines = ",\n".join(json.dumps(each) for each in [*kept, dict(record)])
@@ -146,6 +146,20 @@ class Run:
     def evaluations(self) -> list[dict[str, Any]]:
         """The records of evaluation.json. Raises UserError if the file is damaged."""
         return self._json("evaluation.json", b"[]")
+
+    def present_evaluations(self) -> list[dict[str, Any]]:
+        """Those records that are of the run's present parameters. Raises as `evaluations`.
+
+        A record of an older version does not say of which it is; it counts where the file is newer than the parameters.
+        """
+        records = self.evaluations()
+        present = self.parameters_digest() if records else ""
+        known = present if self.is_up_to_date("evaluation.json") else None
+        return [record for record in records if record.get("parameters", known) == present]
+
+    def parameters_digest(self) -> str:
+        """What tells the run's parameters from others: a digest of their file."""
+        return _digest((self.path / "parameters.safetensors").read_bytes())
 
     def save_diagnosis(self, found: Mapping[str, Any]) -> None:
         """Write diagnosis.json, in place of what an earlier diagnosis found."""

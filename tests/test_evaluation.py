@@ -1,6 +1,8 @@
 """Evaluating and comparing runs, through files, in both backends and across them."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from ppl_tvae import comparison
 from ppl_tvae.diagnosis import equivariance_metrics
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.temperatures import Annealing
+from ppl_tvae.report import _warnings
+from ppl_tvae.runs import open_run
 from ppl_tvae.trained import evaluator
 from ppl_tvae.training import data_of
 from tests.conftest import STANDARD_ERRORS
@@ -143,6 +147,23 @@ def test_tested_on_other_transforms_than_trained_on(runs):
     assert list(compared.estimates["numpyro"]) == ["elbo"]  # those of its other sequences are left out
     with pytest.raises(ppl_tvae.UserError, match="did you mean 'hue'"):
         ppl_tvae.evaluate(ours, transforms=("huw",), **settings)
+
+
+def test_estimates_of_earlier_parameters_are_left_out(runs, tmp_path):
+    run = open_run(Path(shutil.copytree(runs["pyro"].path, tmp_path / "run")))
+    settings = {"particles": (4,), "max_sequences": 4, "quiet": True}
+    (first,) = ppl_tvae.evaluate(run, estimators=("elbo",), **settings)
+    assert ppl_tvae.compare([run]).estimates["run"]["elbo"].value == first["value"]
+    run.save_parameters({name: 1.1 * value for name, value in run.parameters().items()})
+    with pytest.raises(ppl_tvae.UserError, match="found only those of earlier parameters; run ppl-tvae evaluate"):
+        ppl_tvae.compare([run])
+    ppl_tvae.evaluate(run, estimators=("iwae",), **settings)
+    assert list(ppl_tvae.compare([run]).estimates["run"]) == ["iwae-4"]
+    told = [warning.text for warning in _warnings([run])]
+    assert any("estimates of earlier parameters are left out" in text for text in told)
+    (again,) = ppl_tvae.evaluate(run, estimators=("elbo",), **settings)
+    assert ppl_tvae.compare([run]).estimates["run"]["elbo"].value == again["value"] != first["value"]
+    assert first not in run.evaluations()  # the same question: replaced
 
 
 def test_bounds_against_their_definitions():
