@@ -530,6 +530,31 @@ def test_what_cannot_be_trained_is_refused(name, backend, mistake, words):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_masked_sequences_have_no_elbo(backend):
+    """Nor a KL part; of the others it is what it was: log N(x; 0, 1) - KL(N(0.5, 1) || N(0, 1))."""
+    host, _, dist = HOSTS[backend]
+    mask = numpyro.handlers.mask if backend == "numpyro" else pyro.poutine.mask
+    x = np.array([-1.0, 0.0, 0.5, 2.0])
+
+    def model(frames):
+        x = frames[:, 0, 0, 0, 0]
+        with host.plate("sequences", frames.shape[0]), mask(mask=x < 0.25):
+            z = host.sample("z", dist.Normal(0.0, 1.0))
+            host.sample("x", dist.Normal(0.0 * z, 1.0), obs=x)
+
+    def guide(frames):
+        with host.plate("sequences", frames.shape[0]), mask(mask=frames[:, 0, 0, 0, 0] < 0.25):
+            host.sample("z", dist.Normal(host.param("loc"), 1.0))
+
+    objective, parameters = Objective("elbo", 2000), {"loc": np.asarray(0.5)}
+    values, _ = MEASURED[backend](objective, Program(model, guide), parameters, x.reshape(4, 1, 1, 1, 1))
+    np.testing.assert_array_equal(values[2:], 0.0)
+    expected = -0.5 * x[:2] ** 2 - 0.5 * np.log(2 * np.pi) - 0.5 * 0.5**2
+    # Where it is sampled, log q - log p at a draw has the standard deviation 0.5.
+    np.testing.assert_allclose(values[:2], expected, atol=STANDARD_ERRORS * 0.5 / np.sqrt(2000))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_kl_warm_up_weights_the_kl_part_and_ends_as_the_elbo(backend):
     warm, plain = FOUR_PARTICLES["elbo"], Objective("elbo", 4)
     arguments = conjugate(backend), linear_gaussian.parameters(), linear_gaussian.observations(2)
