@@ -45,8 +45,9 @@ def on_device(device: str, precision: str, matmul: str = "tf32") -> Iterator[Non
 def products(matmul: str, place: str) -> Iterator[None]:
     """float32 products, summed in float32, of operands with 10 bits of mantissa ("tf32"), 7 ("bfloat16") or all 23.
 
-    A GPU has no "bfloat16". A CPU has no "tf32" and computes float32; so does one without AMX for "bfloat16". Not by
-    torch.set_float32_matmul_precision, which sets CPUs and GPUs together.
+    A GPU has no "bfloat16". A CPU has no "tf32" and computes float32; so does one without AMX for "bfloat16", and one
+    whose AMX torch may not use (`products_in_bfloat16`). Not by torch.set_float32_matmul_precision, which sets CPUs and
+    GPUs together.
     """
     backends: Any = torch.backends
     settings, name, value = {
@@ -59,6 +60,24 @@ def products(matmul: str, place: str) -> Iterator[None]:
         yield
     finally:
         setattr(settings, name, before)
+
+
+def products_in_bfloat16() -> str:
+    """How steps multiply on a CPU that was told "bfloat16", after the words 'steps are'; empty where it was not.
+
+    Found out by multiplying: a system may keep AMX from a processor that has it, and torch then computes float32
+    without a word.
+    """
+    backends: Any = torch.backends
+    if backends.mkldnn.matmul.fp32_precision != "bf16" or torch.get_default_dtype() != torch.float32:
+        return ""
+    finer = torch.full((256, 256), 1 + 2**-10, device="cpu")  # than bfloat16, in which it is 1
+    if float((finer @ finer)[0, 0]) == 256:
+        return "called one by one, with the operands of products in bfloat16"
+    return (
+        "called one by one, with products in float32, no faster than float32: torch cannot use AMX here, and has no "
+        "products of bfloat16 on a CPU without it"
+    )
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from ppl_tvae.inference.objective import ELBO as HELD_OUT
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.inference.pyro.checks import check_program
-from ppl_tvae.inference.pyro.device import keep_freed_memory, to_device
+from ppl_tvae.inference.pyro.device import keep_freed_memory, products_in_bfloat16, to_device
 from ppl_tvae.inference.pyro.graphs import Runner, runner_of
 from ppl_tvae.inference.pyro.objectives import OBJECTIVES, is_vectorised
 from ppl_tvae.inference.pyro.tracing import flat_name, program_traces
@@ -67,7 +67,7 @@ class Trainer:
             self._vectorised = is_vectorised(objective, program, frames)
         self._unconstrained = list(self._store["params"].values())
         self._optimization = optimization
-        self._on_gpu = frames.is_cuda
+        self._on_gpu, self._products = frames.is_cuda, products_in_bfloat16()
         self._optimizer = _optimizer(optimization, self._unconstrained, self._on_gpu)
         self._loss, self._step_number = torch.zeros(()), torch.zeros((), dtype=torch.int64)
         self._steps_done, self._may_record = 0, may_record
@@ -89,8 +89,8 @@ class Trainer:
 
     @property
     def execution(self) -> str:
-        """How steps are run on a GPU, after the words 'steps are'; empty on a CPU, and before the first step."""
-        return self._runner.description if self._runner else ""
+        """How steps are run on a GPU or in bfloat16, after the words 'steps are'; else, and before the first, empty."""
+        return (self._runner.description or self._products) if self._runner else ""
 
     def held_out_loss(self, plans: Any) -> float:
         """Minus the mean ELBO over plans (batches, batch, ...), nats per frame, with the same noise at every call.
