@@ -1,5 +1,6 @@
 """From an experiment to its program: the named ones, or the user's own file."""
 
+import ast
 import importlib.util
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,8 @@ from ppl_tvae.program import Program
 def assemble(experiment: Experiment, backend: str) -> Program:
     """The program of a resolved experiment, for "numpyro" or "pyro". Raises UserError."""
     if experiment.program_file is not None:
-        return load_program(experiment.program_file)
+        _check_written_for(backend, experiment.program_file)
+        return load_program(experiment.program_file)._replace(likelihood=experiment.likelihood)
     S, C, D = experiment.num_timesteps, experiment.num_capsules, experiment.capsule_dim
     assert None not in (S, C, D, experiment.hidden), "a resolved experiment"
     return import_module(f"ppl_tvae.models.{backend}").build(
@@ -72,6 +74,22 @@ def load_program(path: Path) -> Program:
         if not callable(getattr(module, name, None)):
             raise UserError(f"expected '{path}' to define functions model(frames) and guide(frames), found no {name}")
     return Program(module.model, module.guide)
+
+
+def _check_written_for(backend: str, path: Path) -> None:
+    """Raises UserError where a file imports the other backend's host and not this one's."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return  # `load_program` says what is wrong
+    imports = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    imports += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    hosts = {name.partition(".")[0] for name in imports} & {"numpyro", "pyro"}
+    if hosts and backend not in hosts:
+        raise UserError(
+            f"expected a program for backend '{backend}' in '{path}', found that it imports {hosts.pop()}; give "
+            f"--backend {({'numpyro', 'pyro'} - {backend}).pop()}"
+        )
 
 
 def _read_matrix(path: Path) -> np.ndarray:

@@ -42,13 +42,17 @@ def program(host, mistake=None):
                 ppl.sample("z", normal())
             if mistake == "unguided":
                 ppl.sample("w", normal())
+            if mistake == "factor":
+                ppl.factor("f", -z.sum(-1))
+            z = z - z.mean(0) if mistake == "centred" else z
             loc = xp.zeros(SHAPE[1:]) + z.mean(-1).reshape(-1, 1, 1, 1, 1)
             loc = loc[:, :1, :1] if mistake == "shape" else loc
             loc = loc + 1e30 if mistake == "finite" else loc
             x = dist.Bernoulli(logits=loc) if mistake == "support" else dist.Normal(loc, 1.0)
             handlers = ppl.handlers if host == "numpyro" else ppl.poutine
             with handlers.scale(scale=0.5 if mistake == "scaled" else 1.0):
-                ppl.sample("pixels" if mistake == "renamed" else "x", x.to_event(4), obs=frames)
+                seen = {"drawn": None, "others": 1 - frames, "first": frames[..., :1, :]}.get(mistake, frames)
+                ppl.sample("pixels" if mistake == "renamed" else "x", x.to_event(4), obs=seen)
 
     def guide(frames):
         if mistake == "global":
@@ -56,13 +60,13 @@ def program(host, mistake=None):
         if mistake == "clash":
             ppl.param("weight", xp.zeros(3))
         with ppl.plate("sequences", frames.shape[0]):
-            ppl.sample("z", normal(size=3) if mistake == "sizes" else normal(0.5))
+            ppl.sample("Z" if mistake == "misspelt" else "z", normal(size=3) if mistake == "sizes" else normal(0.5))
             if mistake == "unmodelled":
                 ppl.sample("v", normal())
 
     if mistake == "cover":  # a guide on the positive half of what the prior draws
         return Program(program(host).model, lambda frames: _positive(host, frames))
-    return Program(model, guide)
+    return Program(model, guide, "bernoulli" if mistake == "called" else "")
 
 
 def _positive(host, frames):
@@ -73,7 +77,14 @@ def _positive(host, frames):
 
 MISTAKES = {
     "renamed": "observe the frames at the site \"x\", found 'pixels'",
+    "drawn": 'observe the frames at the site "x", found that it draws them; give the site obs=frames',
+    "others": 'site "x" to observe the frames as they are.* found other values',
+    "first": r'site "x" to observe the frames as they are.* found other values, of shape \(3, 2, 2, 1, 1\)',
+    "called": "probabilities of zeros and ones at site 'x' with likelihood 'bernoulli', found Normal",
+    "factor": "distributions at the sites of the model, found the factor 'f'",
+    "centred": "no other sequence of its batch",
     "unguided": "every latent of the model, found no site 'w'",
+    "misspelt": "found no site 'z' in it; add it, or rename its site 'Z', which the model has not",
     "unmodelled": "every site of the guide, found no site 'v'",
     "sizes": r"'z' to have one shape in model and guide, found .*2.* in the model and .*3",
     "plate": "'z' inside the plate 'sequences', found it outside",
@@ -102,6 +113,21 @@ def test_a_mistake_is_named_in_one_sentence(host, mistake):
     with pytest.raises(UserError, match=MISTAKES[mistake]) as raised:
         check(program(host, mistake), xp.full(SHAPE, 0.3))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("likelihood", ["normal", "continuous-bernoulli", "bernoulli-grey"])
+def test_a_density_may_be_called_one(host, likelihood):
+    HOSTS[host][3](program(host)._replace(likelihood=likelihood), HOSTS[host][2].full(SHAPE, 0.3))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_probabilities_called_a_density_are_refused(host):
+    """On frames of zeros and ones, where the support would not tell."""
+    _, _, xp, check = HOSTS[host]
+    with pytest.raises(UserError, match="a density at site 'x' with likelihood 'normal', found Bernoulli"):
+        check(program(host, "support")._replace(likelihood="normal"), xp.ones(SHAPE))
+    check(program(host, "support")._replace(likelihood="bernoulli"), xp.ones(SHAPE))
 
 
 @pytest.mark.parametrize("host", HOSTS)

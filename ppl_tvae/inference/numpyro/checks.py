@@ -14,13 +14,18 @@ from ppl_tvae.inference.numpyro.tracing import (
     PLATE,
     Site,
     Trace,
+    as_trace,
     flat_name,
     latent_sites,
+    log_joint,
     log_prob,
     observed_sites,
+    plate_axis,
     replayed,
 )
 from ppl_tvae.program import Program
+
+_ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes
 
 
 def check_program(program: Program, frames: jax.Array) -> None:
@@ -28,9 +33,10 @@ def check_program(program: Program, frames: jax.Array) -> None:
     keys = jax.random.split(jax.random.key(0))
     guide_trace = _traced("guide", seed(program.guide, keys[0]), frames)
     prior_trace = _traced("model", seed(program.model, keys[1]), frames)
-    _check_traces(guide_trace, prior_trace, frames)
+    _check_traces(guide_trace, prior_trace, frames, program.likelihood)
     for name, site in latent_sites(replayed(program.model, {}, keys[1], frames, guide_trace)).items():
         _check_within(name, site)
+    _check_apart(program, keys[1], frames, guide_trace)
 
 
 def site_table(program: Program, frames: jax.Array) -> list[dict[str, Any]]:
@@ -66,12 +72,14 @@ def _traced(part: str, function: Any, frames: jax.Array) -> Trace:
         ) from None
 
 
-def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array) -> None:
+def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array, likelihood: str) -> None:
     _check_names(guide_trace, prior_trace)
     _check_observed(prior_trace, frames)
+    _check_likelihood(observed_sites(prior_trace)[OBSERVED], likelihood)
     _check_latents(guide_trace, prior_trace)
     for part, sites in (("model", prior_trace), ("guide", guide_trace)):
         for name, site in (latent_sites(sites) | observed_sites(sites)).items():
+            _check_is_no_factor(part, name, site)
             _check_log_prob(part, name, site, len(frames))
             _check_scale(part, name, site, sites)
     for name, site in latent_sites(prior_trace).items():
@@ -99,15 +107,25 @@ def _check_names(guide_trace: Trace, prior_trace: Trace) -> None:
 
 def _check_observed(sites: Trace, frames: jax.Array) -> None:
     observed = observed_sites(sites)
+    if OBSERVED in latent_sites(sites):
+        raise UserError(
+            f'expected the model to observe the frames at the site "{OBSERVED}", found that it draws them; give the '
+            f"site obs=frames"
+        )
     if OBSERVED not in observed:
         found = f"'{next(iter(observed))}'" if observed else "none"
         raise UserError(f'expected the model to observe the frames at the site "{OBSERVED}", found {found}; rename it')
     site = observed[OBSERVED]
-    if site["value"].shape != frames.shape or site["fn"].batch_shape + site["fn"].event_shape != frames.shape:
-        found = f"batch {site['fn'].batch_shape} and event {site['fn'].event_shape}"
+    if site["fn"].batch_shape + site["fn"].event_shape != frames.shape:
+        found = f"batch {tuple(site['fn'].batch_shape)} and event {tuple(site['fn'].event_shape)}"
         raise UserError(
-            f'expected the distribution of site "{OBSERVED}" to have the shape of the frames {frames.shape}, '
+            f'expected the distribution of site "{OBSERVED}" to have the shape of the frames {tuple(frames.shape)}, '
             f"found {found}"
+        )
+    if site["value"].shape != frames.shape or not jnp.array_equal(site["value"], frames):
+        raise UserError(
+            f'expected site "{OBSERVED}" to observe the frames as they are, of shape {tuple(frames.shape)}, found '
+            f"other values, of shape {tuple(site['value'].shape)}, whose likelihood is not theirs; give it obs=frames"
         )
     if not jnp.all(site["fn"].support(site["value"])):
         raise UserError(
@@ -116,10 +134,29 @@ def _check_observed(sites: Trace, frames: jax.Array) -> None:
         )
 
 
+def _check_likelihood(site: Site, likelihood: str) -> None:
+    """A program's own likelihood is a probability where it is called "bernoulli", and a density where it is not.
+
+    Results bear the name; between the two no number can be compared. "bernoulli-grey" is neither.
+    """
+    discrete = site["fn"].support.is_discrete
+    if likelihood in ("", "bernoulli-grey") or discrete == (likelihood == "bernoulli"):
+        return
+    raise UserError(
+        f"expected {'a density' if discrete else 'probabilities of zeros and ones'} at site '{OBSERVED}' with "
+        f"likelihood '{likelihood}', found {distribution_name(site['fn'])}; name the likelihood that it is: "
+        f"{'bernoulli' if discrete else 'normal or continuous-bernoulli'}"
+    )
+
+
 def _check_latents(guide_trace: Trace, prior_trace: Trace) -> None:
     guided, modelled = latent_sites(guide_trace), latent_sites(prior_trace)
     for name in modelled.keys() - guided.keys():
-        raise UserError(f"expected the guide to draw every latent of the model, found no site '{name}' in it; add it")
+        others = guided.keys() - modelled.keys()
+        instead = f", or rename its site '{min(others)}', which the model has not" if others else ""
+        raise UserError(
+            f"expected the guide to draw every latent of the model, found no site '{name}' in it; add it{instead}"
+        )
     for name in guided.keys() - modelled.keys():
         raise UserError(f"expected the model to have every site of the guide, found no site '{name}' in it; remove it")
     for name, site in modelled.items():
@@ -128,6 +165,15 @@ def _check_latents(guide_trace: Trace, prior_trace: Trace) -> None:
                 f"expected site '{name}' to have one shape in model and guide, found {site['value'].shape} in the "
                 f"model and {guided[name]['value'].shape} in the guide"
             )
+
+
+def _check_is_no_factor(part: str, name: str, site: Site) -> None:
+    """With a factor the densities of a program integrate to anything, and nothing can be simulated from it."""
+    if distribution_name(site["fn"]) == "Unit":
+        raise UserError(
+            f"expected distributions at the sites of the {part}, found the factor '{name}', with which log p(x) is "
+            f"that of no model; write what it stands for as a distribution"
+        )
 
 
 def _check_scale(part: str, name: str, site: Site, sites: Trace) -> None:
@@ -170,4 +216,23 @@ def _check_within(name: str, modelled: Site) -> None:
         raise UserError(
             f"expected the guide's draws of site '{name}' within the support of its prior, "
             f"{modelled['fn'].support}, found some outside; choose a guide with the model's support"
+        )
+
+
+def _check_apart(program: Program, key: jax.Array, frames: jax.Array, guide_trace: Trace) -> None:
+    """What a sequence's log p(x, z) is must not depend on the others of its batch, nor on chance.
+
+    They are replaced by copies of the first one, whose own must stay what it was.
+    """
+    copies = jnp.zeros(len(frames), int)
+    latents = {
+        name: jnp.take(site["value"], copies, plate_axis(site)) for name, site in latent_sites(guide_trace).items()
+    }
+    among_others = log_joint(replayed(program.model, {}, key, frames, guide_trace))
+    among_copies = log_joint(replayed(program.model, {}, key, frames[copies], as_trace(latents)))
+    if not jnp.isclose(among_copies[0], among_others[0], rtol=_ROUNDING):
+        raise UserError(
+            f"expected log p(x, z) of a sequence to depend on no other sequence of its batch, found "
+            f"{among_others[0]:.8g} for the first one among others and {among_copies[0]:.8g} among its own copies; "
+            f"mend the model: no operation in it may go across the sequences or draw outside of sites"
         )

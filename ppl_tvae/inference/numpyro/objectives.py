@@ -18,13 +18,13 @@ from numpyro.primitives import Messenger
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import distribution_name
 from ppl_tvae.inference.numpyro.tracing import (
-    PLATE,
     Site,
     Trace,
     latent_sites,
     log_joint,
     log_prob,
     observed_sites,
+    plate_axis,
     program_traces,
     replayed,
 )
@@ -204,8 +204,7 @@ def _doubly_reparameterised(
 
 def _beside(site: Site, values: jax.Array) -> jax.Array:
     """values (batch,), shaped to broadcast against the site's value."""
-    (plate,) = (frame for frame in site["cond_indep_stack"] if frame.name == PLATE)
-    return values.reshape(-1, *[1] * (-plate.dim - 1 + site["fn"].event_dim))
+    return values.reshape(-1, *[1] * (-plate_axis(site) - 1))
 
 
 class _constant(Messenger):

@@ -152,6 +152,12 @@ def per_sequence(site: Site, values: jax.Array) -> jax.Array:
     return jnp.sum(values, axis=tuple(other for other in range(values.ndim) if other != axis))
 
 
+def plate_axis(site: Site) -> int:
+    """The axis of the sequences in the value of a site within their plate, counted from the last."""
+    (plate,) = (frame for frame in site["cond_indep_stack"] if frame.name == PLATE)
+    return plate.dim - site["fn"].event_dim
+
+
 def log_prob(site: Site) -> jax.Array:
     """log p(value) of a site, per sequence: (batch,), nats."""
     fn: Distribution = site["fn"]

@@ -24,7 +24,6 @@ from ppl_tvae.inference.description import distribution_name
 from ppl_tvae.inference.objective import Objective, kl_weight
 from ppl_tvae.inference.pyro.particles import drawn, is_vectorisable, log_density_at, repeated
 from ppl_tvae.inference.pyro.tracing import (
-    PLATE,
     Site,
     Trace,
     as_trace,
@@ -32,6 +31,7 @@ from ppl_tvae.inference.pyro.tracing import (
     log_joint,
     log_prob,
     observed_sites,
+    plate_axis,
     program_traces,
     replayed,
 )
@@ -185,8 +185,7 @@ def _attenuated(value: Tensor, weight: Callable[[], Tensor]) -> Tensor:
 
 def _beside(site: Site, values: Tensor) -> Tensor:
     """values (batch,), shaped to broadcast against the site's value."""
-    (plate,) = (frame for frame in site["cond_indep_stack"] if frame.name == PLATE)
-    return values.reshape(-1, *[1] * (-plate.dim - 1 + site["fn"].event_dim))
+    return values.reshape(-1, *[1] * (-plate_axis(site) - 1))
 
 
 @contextmanager

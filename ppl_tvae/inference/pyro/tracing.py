@@ -164,6 +164,12 @@ def per_sequence(site: Site, values: Tensor) -> Tensor:
     return torch.sum(values, dim=others) if others else values
 
 
+def plate_axis(site: Site) -> int:
+    """The axis of the sequences in the value of a site within their plate, counted from the last."""
+    (plate,) = (frame for frame in site["cond_indep_stack"] if frame.name == PLATE)
+    return plate.dim - site["fn"].event_dim
+
+
 def log_prob(site: Site) -> Tensor:
     """log p(value) of a site, per sequence: (batch,), nats. A mask of the host's counts, a scale does not."""
     values = site["fn"].log_prob(site["value"])
