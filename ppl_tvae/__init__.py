@@ -61,3 +61,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'ppl_tvae' has no attribute '{name}'")
     return getattr(import_module(f"ppl_tvae.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -36,7 +36,8 @@ def command_parser() -> argparse.ArgumentParser:
 
 def _train(command: argparse.ArgumentParser) -> None:
     for setting in fields(Experiment):
-        _add_setting(command, setting)
+        if not setting.metadata.get("noted"):
+            _add_setting(command, setting)
     command.add_argument("--out", type=Path, metavar="RUN", help="the run directory (runs/MODEL-BACKEND)")
     command.add_argument("--config", type=Path, metavar="FILE.toml", help="start from these settings")
     command.add_argument(
@@ -61,19 +62,27 @@ def _check(command: argparse.ArgumentParser) -> None:
 
 def _evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("directory", type=Path, metavar="RUN")
-    command.add_argument("--estimators", type=_list_of(str), default=("elbo", "iwae"), metavar="NAME,...")
-    command.add_argument("--particles", type=_list_of(int), default=(1, 10, 100), metavar="K,...", help="K of IWAE")
+    text = f"of {', '.join(catalogue.ESTIMATORS)} (elbo,iwae)"
+    command.add_argument("--estimators", type=_list_of(str), default=("elbo", "iwae"), metavar="NAME,...", help=text)
+    text = "the K of iwae and released-is; the largest is drawn for elbo and log-evidence (1,10,100)"
+    command.add_argument("--particles", type=_list_of(int), default=(1, 10, 100), metavar="K,...", help=text)
     command.add_argument("--guide", metavar="NAME", help=f"fitted to each sequence, not the run's own: {_FITTED}")
     command.add_argument("--guide-steps", type=int, metavar="N", help="of Adam, to fit it to one sequence (500)")
     command.add_argument("--guide-learning-rate", type=float, metavar="X", help="of Adam, at the start (0.01)")
     command.add_argument("--start", help="ais, sandwich: where chains begin, prior or guide (guide)")
-    command.add_argument("--temperatures", dest="num_temperatures", type=int, metavar="T", help="of ais (200)")
+    command.add_argument(
+        "--temperatures", dest="num_temperatures", type=int, metavar="T", help="of ais, sandwich (200)"
+    )
     command.add_argument(
         "--temperature-schedule", dest="schedule", help="ais, sandwich: their spacing, linear or sigmoid (sigmoid)"
     )
-    command.add_argument("--leapfrog-steps", dest="num_leapfrog_steps", type=int, metavar="L", help="per move (10)")
-    command.add_argument("--chains", dest="num_chains", type=int, metavar="M", help="per sequence (1)")
-    command.add_argument("--split", default="test", help="train, validation or test")
+    command.add_argument(
+        "--leapfrog-steps", dest="num_leapfrog_steps", type=int, metavar="L", help="ais, sandwich: per HMC move (10)"
+    )
+    command.add_argument(
+        "--chains", dest="num_chains", type=int, metavar="M", help="ais, sandwich: for each sequence (1)"
+    )
+    command.add_argument("--split", default="test", help="train, validation or test (test)")
     _add_transforms(command)
     command.add_argument("--max-sequences", type=int, default=200, metavar="N", help="the first N (200)")
     command.add_argument("--seed", type=int, default=0, help="seed of the draws from the guide")
@@ -104,7 +113,7 @@ def _diagnose(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gap-sequences", type=int, metavar="N", help="the first N (8)")
     command.add_argument("--gap-steps", type=int, metavar="N", help="of Adam, to fit it to one sequence (500)")
     command.add_argument("--gap-learning-rate", type=float, metavar="X", help="of Adam, at the start (0.01)")
-    command.add_argument("--split", default="test", help="train, validation or test")
+    command.add_argument("--split", default="test", help="train, validation or test (test)")
     _add_transforms(command)
     command.add_argument("--seed", type=int, default=0, help="seed of the draws")
     _add_place(command)
@@ -136,7 +145,7 @@ def _reproduce(command: argparse.ArgumentParser) -> None:
     command.add_argument("--markdown", action="store_true", help="print a Markdown table")
     for setting in fields(Experiment):
         if setting.name in _OF_A_REPRODUCTION:
-            _add_setting(command, setting)
+            _add_setting(command, setting, "the experiment's own")
 
 
 def _data(command: argparse.ArgumentParser) -> None:
@@ -157,13 +166,14 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _add_setting(command: argparse.ArgumentParser, setting: Field[Any]) -> None:
+def _add_setting(command: argparse.ArgumentParser, setting: Field[Any], otherwise: str | None = None) -> None:
+    """otherwise: what holds where it is not given, if that is not the setting's default."""
     kind, several = setting_type(setting)
     flag = "--" + setting.metadata.get("flag", setting.name).replace("_", "-")
     default = ",".join(map(str, setting.default)) if isinstance(setting.default, tuple) else setting.default
     known = catalogue.KINDS.get(setting.metadata.get("kind", ""), ())
     text = setting.metadata["help"] + (f": {', '.join(known)}" if known else "")
-    text += f" [{default}]" if default not in (None, "") else ""
+    text += f" [{otherwise or default}]" if otherwise or default not in (None, "") else ""
     metavar = {int: "N", float: "X", str: "NAME"}[kind] + (",..." if several else "")
     command.add_argument(flag, dest=setting.name, type=_list_of(kind) if several else kind, metavar=metavar, help=text)
 

@@ -165,6 +165,11 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     names = ("start", "num_temperatures", "schedule", "num_leapfrog_steps", "num_chains")
     annealing = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if annealing and not {"ais", "sandwich"} & set(options.estimators):
+        raise UserError(
+            f"expected ais or sandwich among --estimators with settings of their chains, found only "
+            f"{', '.join(options.estimators)}; name one, or leave the settings out"
+        )
     fit = {"steps": options.guide_steps, "learning_rate": options.guide_learning_rate}
     if options.guide is None and any(value is not None for value in fit.values()):
         raise UserError("expected --guide with --guide-steps or --guide-learning-rate, found none; name one")
@@ -196,9 +201,22 @@ def _evaluate(options: argparse.Namespace) -> None:
         name += f"-{record['guide_name']}" if "guide_name" in record else ""
         error = "unknown" if record["standard_error"] is None else f"{record['standard_error']:.3f}"
         print(f"  {name:15} {record['value']:10.3f} +- {error:7}  {record['side']}")
-    for note, value in {note: value for record in records for note, value in record["notes"].items()}.items():
-        if value is not None:
-            print(f"  {_NOTES.get(note, note.replace('_', ' '))}: {_as_text(value)}")
+    for estimators, notes in _notes(records):
+        print(f"  of {', '.join(estimators)}:")
+        for note, value in notes.items():
+            print(f"    {_NOTES.get(note, note.replace('_', ' '))}: {_as_text(value)}")
+
+
+def _notes(records: Sequence[dict[str, Any]]) -> list[tuple[list[str], dict[str, Any]]]:
+    """What is to be said of the estimates, each with the names of the estimators that it holds for."""
+    found: list[tuple[list[str], dict[str, Any]]] = []
+    for record in records:
+        notes = {note: value for note, value in record["notes"].items() if value is not None}
+        if notes and (not found or found[-1][1] != notes):
+            found.append(([record["estimator"]], notes))
+        elif notes and record["estimator"] not in found[-1][0]:
+            found[-1][0].append(record["estimator"])
+    return found
 
 
 _NOTES = {

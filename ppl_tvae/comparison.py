@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,10 +12,10 @@ import numpy as np
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.inference.unamortised import Unamortised
-from ppl_tvae.runs import Run
+from ppl_tvae.runs import Run, run_at
 
 # What must be the same for two numbers to measure the same thing.
-_CONDITIONS = ("likelihood", "data", "transforms", "split", "num_timesteps", "unit")
+_CONDITIONS = ("likelihood", "data", "data_digest", "transforms", "split", "num_timesteps", "unit")
 # Settings of an estimate that are part of its name only where they are not the default.
 _SELDOM_CHANGED: dict[str, Any] = {
     **{
@@ -27,10 +28,11 @@ ON_OWN_DATA = ("sandwich-lower", "sandwich-upper")  # each run's own simulations
 
 
 class Entry(NamedTuple):
-    """A number and its standard error over sequences (nan for a single one), nats per frame."""
+    """A mean and its standard error over so many sequences (nan for a single one), nats per frame."""
 
     value: float
     standard_error: float
+    num_sequences: int
 
     def __str__(self) -> str:
         return f"{self.value:.2f} ± {self.standard_error:.2f}"
@@ -48,11 +50,15 @@ class Comparison(NamedTuple):
     verdicts: dict[str, str]
 
 
-def compare(runs: Sequence[Run]) -> Comparison:
-    """The newest estimates of each run. Raises UserError where they do not measure the same thing."""
-    check_names(runs)
+def compare(runs: Sequence[Run | Path | str]) -> Comparison:
+    """The newest estimates of each run, or of that in each directory.
+
+    Raises UserError where they do not measure the same thing.
+    """
+    opened = [run_at(run) for run in runs]
+    check_names(opened)
     conditions, records = {}, {}
-    for run in runs:
+    for run in opened:
         conditions[run.name], records[run.name] = _newest(run)
     first_name = next(iter(records))
     condition = conditions[first_name]
@@ -88,23 +94,37 @@ def as_text(comparison: Comparison, markdown: bool = False) -> str:
     """The tables, for people: aligned, or as Markdown."""
     first = next(iter(comparison.estimates))
     parts = [comparison.header, "", _table("run", comparison.estimates, markdown)]
+    if unlike := _over_unlike_numbers(comparison.estimates):
+        parts += ["", f"{', '.join(unlike)}: means over different numbers of sequences; the differences below are not"]
     if any(comparison.differences.values()):
-        parts += ["", f"minus {first}, paired over the same sequences:", ""]
+        counts = {entry.num_sequences for own in comparison.differences.values() for entry in own.values()}
+        same = f"the same {' or '.join(map(str, sorted(counts)))} sequences"
+        parts += ["", f"minus {first}, paired over {same}:", ""]
         parts.append(_table("run", comparison.differences, markdown))
     if comparison.verdicts:
         parts += ["", "importance weights:", *(f"- {name}: {words}" for name, words in comparison.verdicts.items())]
     return "\n".join(parts)
 
 
+def _over_unlike_numbers(estimates: dict[str, dict[str, Entry]]) -> list[str]:
+    """The columns whose means are over more sequences in one run than in another."""
+    counts: dict[str, set[int]] = {}
+    for own in estimates.values():
+        for key, entry in own.items():
+            counts.setdefault(key, set()).add(entry.num_sequences)
+    return [key for key, found in counts.items() if len(found) > 1]
+
+
 def as_csv(comparison: Comparison) -> str:
-    """One row per run and estimator: value and standard error, and the same of the paired difference."""
+    """One row per run and estimator: an entry, and that of the paired difference."""
     buffer = io.StringIO()
     writer = csv.writer(buffer)
-    writer.writerow(["run", "estimator", "value", "standard_error", "difference", "difference_standard_error"])
+    of_entries = [f"{prefix}{field}" for prefix in ("", "difference_") for field in Entry._fields]
+    writer.writerow(["run", "estimator", *of_entries])
     for name, entries in comparison.estimates.items():
         for key, entry in entries.items():
             difference = comparison.differences.get(name, {}).get(key)
-            writer.writerow([name, key, *entry, *(difference or ("", ""))])
+            writer.writerow([name, key, *entry, *(difference or [""] * len(Entry._fields))])
     return buffer.getvalue()
 
 
@@ -178,7 +198,7 @@ def _header(condition: dict[str, Any], records: dict[str, dict[str, dict[str, An
 
 def _entry(record: dict[str, Any]) -> Entry:
     error = record["standard_error"]
-    return Entry(record["value"], math.nan if error is None else error)
+    return Entry(record["value"], math.nan if error is None else error, record["num_sequences"])
 
 
 def _difference(record: dict[str, Any], base: dict[str, Any]) -> Entry | None:
@@ -189,7 +209,7 @@ def _difference(record: dict[str, Any], base: dict[str, Any]) -> Entry | None:
     if both < 2:
         return None
     differences = np.asarray(record["per_sequence"][:both]) - np.asarray(base["per_sequence"][:both])
-    return Entry(float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(both)))
+    return Entry(float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(both)), both)
 
 
 def _table(corner: str, rows: dict[str, dict[str, Entry]], markdown: bool) -> str:

@@ -44,6 +44,7 @@ class Experiment:
         "digits", "digits, mnist, fashion-mnist, sprites, sprites-cyclic, dsprites, or your own, PATH.npz"
     )
     data_dir: str = _setting("", "folder that holds the data files (else PPL_TVAE_DATA, else a cache folder)")
+    data_digest: str | None = _setting(None, "of your own data: which they were, noted by a run directory", noted=True)
     transforms: tuple[str, ...] | None = _setting(
         None,
         "what moves, one per sequence: rotation, scale, hue, or none; of sprites scale, orientation, posX, posY",
@@ -153,6 +154,11 @@ def experiment_from(settings: Mapping[str, Any]) -> Experiment:
     values: dict[str, Any] = {}
     for name, value in settings.items():
         if name not in known:
+            flags = {flag: setting.name for setting in known.values() if (flag := setting.metadata.get("flag"))}
+            if name in flags:
+                raise UserError(
+                    f"expected the name of a setting, found '{name}'; --{name} is the setting '{flags[name]}'"
+                )
             raise unknown_name("setting", name, known)
         values[name] = _of_its_type(known[name], value)
     return Experiment(**values)

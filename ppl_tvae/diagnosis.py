@@ -19,7 +19,7 @@ from ppl_tvae.inference import reliability
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC
 from ppl_tvae.inference.unamortised import Unamortised
-from ppl_tvae.runs import Run, writing_to
+from ppl_tvae.runs import Run, run_at, writing_to
 from ppl_tvae.trained import SEQUENCES_PER_BATCH, evaluator
 from ppl_tvae.training import data_of
 
@@ -30,7 +30,7 @@ _CALIBRATION_DRAWS = 63
 
 
 def to_datatree(
-    run: Run,
+    run: Run | Path | str,
     *,
     num_sequences: int = 8,
     num_draws: int = 100,
@@ -45,11 +45,13 @@ def to_datatree(
 ) -> "xr.DataTree":
     """The guide's draws for sequences of a split, with the prior's and what the model makes of both.
 
-    Groups, dimensions and coordinates: `ppl_tvae.diagnostics.datatree`. transforms: what moves in the sequences, where
+    run: a run, or the path of its directory. Groups, dimensions and coordinates: `ppl_tvae.diagnostics.datatree`.
+    transforms: what moves in the sequences, where
     that is something else than in training. mcmc: chains on the posterior of the first mcmc_sequences of them, as
     further groups; None for none. The whole tree is in memory: a draw of a sequence takes about half a megabyte at the
     default sizes, one of MCMC a seventh of that. Raises UserError.
     """
+    run = run_at(run)
     _check({"num_sequences": num_sequences, "num_draws": num_draws}, split, seed)
     if mcmc is not None:
         check_chains(mcmc, mcmc_sequences, num_sequences)
@@ -111,7 +113,7 @@ def save_datatree(run: Run, tree: "xr.DataTree") -> Path:
 
 
 def diagnose(
-    run: Run,
+    run: Run | Path | str,
     *,
     num_sequences: int = 8,
     num_draws: int = 100,
@@ -139,6 +141,7 @@ def diagnose(
     transforms: as in `to_datatree`; calibration is of the model's own sequences and does not depend on them.
     Raises UserError.
     """
+    run = run_at(run)
     counts = {"num_sequences": num_sequences, "num_draws": num_draws, "metric_sequences": metric_sequences}
     _check(counts | {"simulated_sequences": simulated_sequences}, split, seed)
     if mcmc is not None:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.temperatures import Annealing, check_annealing
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
 from ppl_tvae.models import catalogue
-from ppl_tvae.runs import Run
+from ppl_tvae.runs import Run, run_at
 from ppl_tvae.trained import SEQUENCES_PER_BATCH, evaluator
 from ppl_tvae.training import data_of
 
@@ -62,10 +63,10 @@ class _Request(NamedTuple):
 
 
 def evaluate(
-    run: Run,
+    run: Run | Path | str,
     *,
-    estimators: Sequence[str] = ("elbo", "iwae"),
-    particles: Sequence[int] = (1, 10, 100),
+    estimators: str | Sequence[str] = ("elbo", "iwae"),
+    particles: int | Sequence[int] = (1, 10, 100),
     annealing: Annealing = Annealing(),  # noqa: B008 - a tuple of plain values
     guide: Unamortised | None = None,
     split: str = "test",
@@ -78,16 +79,20 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Estimates of log p(x) of whole sequences, nats per frame with a standard error over sequences.
 
-    particles: the K of each IWAE bound and of released-is; the largest is the number of weights drawn, and the ELBO is
-    the mean of their logarithms. annealing: of ais and sandwich. guide: one of the host's automatic guides, fitted to
-    each sequence alone, in place of the run's own. transforms: what moves in the sequences, where that is something
-    else than in training. docs/likelihoods.md defines each estimator.
+    run: a run, or the path of its directory. particles: the K of each IWAE bound and of released-is; the largest is the
+    number of weights drawn, and the ELBO is the mean of their logarithms. annealing: of ais and sandwich. guide: one of
+    the host's automatic guides, fitted to each sequence alone, in place of the run's own. transforms: what moves in the
+    sequences, where that is something else than in training. docs/likelihoods.md defines each estimator.
     Each record goes to evaluation.json as soon as it is there, with every setting needed to repeat it and the value of
     each sequence, for paired comparisons. After Ctrl-C the records are those of the sequences done by then.
     Raises UserError.
     """
-    request = _Request(estimators, particles, annealing, guide, split, max_sequences, seed)
+    run = run_at(run)
+    names = (estimators,) if isinstance(estimators, str) else estimators
+    numbers = (particles,) if isinstance(particles, int) else particles
+    request = _Request(names, numbers, annealing, guide, split, max_sequences, seed)
     request.check()
+    run.evaluations()  # a damaged file is said to be one before anything is computed that has to go into it
     data = data_of(run.experiment, transforms)
     plan = data.plan(split, max_sequences)
     records, digest = [], run.parameters_digest()
@@ -230,7 +235,7 @@ def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request
     experiment, per_frame = run.experiment, estimate.values / data.num_timesteps
     value = float(per_frame.mean())
     grey, simulated = experiment.likelihood == "bernoulli-grey", estimate.estimator.startswith("sandwich")
-    side = estimate.side
+    side = estimate.side + (" of simulated sequences" if simulated else "")
     if grey:
         side += ", of zeros and ones" if simulated else ", but of a score that is no log-density"
     bits = -value / math.log(2) / math.prod(data.frame_shape)
@@ -244,6 +249,7 @@ def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request
         "bits_per_dimension": None if grey or simulated or estimate.estimator == "released-is" else bits,
         "likelihood": experiment.likelihood,
         "data": experiment.data,
+        "data_digest": experiment.data_digest,
         "transforms": list(data.transforms),
         "split": request.split,
         "num_sequences": len(per_frame),

@@ -12,7 +12,7 @@ from ppl_tvae.diagnostics.calibration import calibration
 from ppl_tvae.diagnostics.charts import calibration_chart, khat_chart, predictive_chart, prior_ranks_chart
 from ppl_tvae.errors import unknown_name
 from ppl_tvae.pictures import draw_prior_samples, draw_reconstructions, draw_traversal_animation, draw_traversals
-from ppl_tvae.runs import Run, writing_to
+from ppl_tvae.runs import Run, run_at, writing_to
 from ppl_tvae.topography import draw_energies, draw_preferred_images, draw_selectivity, has_lattice, is_torus
 from ppl_tvae.trained import evaluator
 from ppl_tvae.training import data_of
@@ -84,7 +84,7 @@ FIGURES: dict[str, Figure] = {
 
 
 def draw_figures(
-    run: Run,
+    run: Run | Path | str,
     names: Iterable[str] | None = None,
     *,
     transforms: Sequence[str] | None = None,
@@ -96,6 +96,7 @@ def draw_figures(
     transforms: what moves in the test sequences, where that is something else than in training. One program is made
     ready for all figures. Raises UserError.
     """
+    run = run_at(run)
     wanted = list(FIGURES if names is None else names)
     for name in wanted:
         if name not in FIGURES:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from ppl_tvae.data import Plan
 from ppl_tvae.errors import UserError
 from ppl_tvae.program import Program
 from ppl_tvae.runs import writing_to
-from ppl_tvae.training import data_of, naming_the_program, renderer
+from ppl_tvae.training import data_of, naming_the_program, renderer, resolved_for
 
 
 def sites(experiment: Experiment) -> list[dict[str, Any]]:
@@ -61,7 +60,7 @@ def draw_graph(experiment: Experiment, path: Path) -> None:
 def _on_two_sequences(experiment: Experiment) -> Iterator[tuple[Any, Program, Any]]:
     """The backend's checks, the program, which has passed them, and frames for it."""
     data = data_of(experiment)
-    resolved = replace(experiment, num_timesteps=data.num_timesteps, transforms=data.transforms).resolved()
+    resolved = resolved_for(experiment, data)
     checks = import_module(f"ppl_tvae.inference.{resolved.backend}.checks")
     device = import_module(f"ppl_tvae.inference.{resolved.backend}.device")
     with device.on_device(resolved.device, resolved.precision, resolved.matmul):
@@ -69,5 +68,5 @@ def _on_two_sequences(experiment: Experiment) -> Iterator[tuple[Any, Program, An
         plan = Plan(*(field[0] for field in data.train_plans(resolved.seed, 0, 1, 2)))
         frames = renderer(resolved)(device.to_device(data.tables), device.to_device(plan))
         with naming_the_program(resolved):
-            checks.check_program(program, frames)
+            checks.check_program(program, frames, resolved.likelihood)
             yield checks, program, frames

@@ -8,10 +8,8 @@ class Program(NamedTuple):
     """`model(frames)` and `guide(frames)`; frames are (batch, time, height, width, channel), values in [0, 1].
 
     The model observes them at the site "x"; independent sequences lie in the plate "sequences". Inference needs
-    no more than that: which other sites there are it finds out by tracing. likelihood: what "x" is said to be, of
-    `catalogue.LIKELIHOODS`, so that it can be held against the program; empty where nothing was said.
+    no more than that: which other sites there are it finds out by tracing.
     """
 
     model: Callable[[Any], Any]
     guide: Callable[[Any], Any]
-    likelihood: str = ""

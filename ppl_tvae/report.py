@@ -13,11 +13,11 @@ from ppl_tvae.diagnostics.charts import bounds_chart, training_curves
 from ppl_tvae.diagnostics.page import Code, Picture, Section, Table, Warning, page
 from ppl_tvae.errors import UserError
 from ppl_tvae.figures import FIGURES, draw_figures
-from ppl_tvae.runs import Run, writing_to
+from ppl_tvae.runs import Run, run_at, writing_to
 
 
 def write_report(
-    runs: Sequence[Run], path: Path | None = None, *, backend: str | None = None, device: str = "auto"
+    runs: Sequence[Run | Path | str], path: Path | None = None, *, backend: str | None = None, device: str = "auto"
 ) -> Path:
     """Write the page, by default to report.html in the first run's directory, and return its path.
 
@@ -27,16 +27,17 @@ def write_report(
     """
     if not runs:
         raise UserError("expected at least one run, found none; name a run directory")
-    comparison.check_names(runs)
-    path = path or runs[0].path / "report.html"
-    for run in runs:
+    opened = [run_at(run) for run in runs]
+    comparison.check_names(opened)
+    path = path or opened[0].path / "report.html"
+    for run in opened:
         old = [name for name, each in FIGURES.items() if not run.is_up_to_date(f"figures/{each.file}")]
         draw_figures(run, old, backend=backend, device=device)
-    names = ", ".join(run.name for run in runs)
-    sections = [_summary(runs), _training(runs), _estimates(runs), _equivariance(runs)]
-    for run in runs:
+    names = ", ".join(run.name for run in opened)
+    sections = [_summary(opened), _training(opened), _estimates(opened), _equivariance(opened)]
+    for run in opened:
         sections += [*diagnosis_sections(run), _pictures(run)]
-    sections += [_repeat(run) for run in runs]
+    sections += [_repeat(run) for run in opened]
     with writing_to(path):
         path.write_text(page(f"ppl-tvae: {names}", sections), encoding="utf-8")
     return path

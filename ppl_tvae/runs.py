@@ -72,14 +72,14 @@ class Run:
 
     def parameters(self) -> Arrays:
         """The best parameters so far, by flat name. Raises UserError if there are none or the file is damaged."""
-        path = self.path / "parameters.safetensors"
-        content = _read(path)
-        if content is None:
-            raise UserError(f"expected trained parameters in '{self.path}', found none; train the run first")
+        content = self._parameters_file()
         try:
             return load_tensors(content)
         except SafetensorError as error:
-            raise UserError(f"expected parameters in '{path}', found a damaged file ({error}); train again") from None
+            raise UserError(
+                f"expected parameters in '{self.path / 'parameters.safetensors'}', found a damaged file ({error}); "
+                f"train again"
+            ) from None
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a state; it and the one before it stay, all others go."""
@@ -159,7 +159,7 @@ class Run:
 
     def parameters_digest(self) -> str:
         """What tells the run's parameters from others: a digest of their file."""
-        return _digest((self.path / "parameters.safetensors").read_bytes())
+        return _digest(self._parameters_file())
 
     def save_diagnosis(self, found: Mapping[str, Any]) -> None:
         """Write diagnosis.json, in place of what an earlier diagnosis found."""
@@ -173,7 +173,7 @@ class Run:
     def is_up_to_date(self, file: str) -> bool:
         """Whether a file of the run is there and was written after its parameters."""
         path, parameters = self.path / file, self.path / "parameters.safetensors"
-        return path.exists() and path.stat().st_mtime >= parameters.stat().st_mtime
+        return path.exists() and parameters.exists() and path.stat().st_mtime >= parameters.stat().st_mtime
 
     def figure(self, name: str) -> Path:
         """The path of a figure; its folder exists afterwards."""
@@ -195,6 +195,12 @@ class Run:
             return json.loads(_read(path) or nothing)
         except ValueError as error:
             raise UserError(f"expected JSON in '{path}', found a mistake: {error}; mend or remove the file") from None
+
+    def _parameters_file(self) -> bytes:
+        content = _read(self.path / "parameters.safetensors")
+        if content is None:
+            raise UserError(f"expected trained parameters in '{self.path}', found none; train the run first")
+        return content
 
     def _checkpoint_files(self) -> list[Path]:
         """Newest first."""
@@ -239,6 +245,11 @@ def open_run(path: Path | str) -> Run:
     if _read(path / "config.toml") is None:
         raise UserError(f"expected a run directory with a config.toml, found none at '{path}'; check the path")
     return Run(path, read_toml(path / "config.toml").resolved())
+
+
+def run_at(run: Run | Path | str) -> Run:
+    """A run, or the one in the directory at a path. Raises UserError if it is not one."""
+    return run if isinstance(run, Run) else open_run(run)
 
 
 def _with_own_files(experiment: Experiment, path: Path) -> Experiment:

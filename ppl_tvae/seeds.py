@@ -20,6 +20,7 @@ from ppl_tvae.training import (
     held_out_plan,
     num_processes,
     optimization_of,
+    resolved_for,
     train,
     trainer_of,
 )
@@ -70,9 +71,7 @@ def _one_after_another(seeded: Sequence[Experiment], paths: Sequence[Path], quie
 
 def _all_at_once(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: bool) -> list[Run]:
     data = data_of(seeded[0])
-    resolved = [
-        replace(each, num_timesteps=data.num_timesteps, transforms=data.transforms).resolved() for each in seeded
-    ]
+    resolved = [resolved_for(each, data) for each in seeded]
     with trainer_of(resolved[0], data) as first:
         trainers = [first, *(_reseeded(first, each, data) for each in resolved[1:])]
         held_out, optimization = held_out_plan(resolved[0], data), optimization_of(resolved[0])

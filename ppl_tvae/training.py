@@ -40,7 +40,7 @@ def train(experiment: Experiment, out: Path | str, *, quiet: bool = False) -> Ru
     """
     check_new(Path(out))
     data = data_of(experiment)
-    resolved = replace(experiment, num_timesteps=data.num_timesteps, transforms=data.transforms).resolved()
+    resolved = resolved_for(experiment, data)
     with trainer_of(resolved, data) as trainer:
         held_out = held_out_plan(resolved, data)
         elbo = first_elbo(resolved, held_out, trainer)
@@ -95,7 +95,7 @@ def data_of(experiment: Experiment, transforms: Sequence[str] | None = None) -> 
         experiment = replace(experiment, transforms=tuple(transforms))
     checked = experiment.resolved()
     assert checked.transforms is not None
-    return open_data(
+    data = open_data(
         checked.data,
         Path(checked.data_dir) if checked.data_dir else None,
         checked.transforms,
@@ -103,6 +103,18 @@ def data_of(experiment: Experiment, transforms: Sequence[str] | None = None) -> 
         checked.num_timesteps if checked.model == "torus" else experiment.num_timesteps,
         checked.validation_fraction,
     )
+    if checked.data_digest not in (None, data.source.digest):
+        raise UserError(
+            f"expected the data of digest {checked.data_digest} in '{checked.data}', found that they have changed "
+            f"since; put the former ones back, or train a new run, without data_digest"
+        )
+    return data
+
+
+def resolved_for(experiment: Experiment, data: SequenceData) -> Experiment:
+    """A resolved experiment, with what its data decide. Raises UserError."""
+    timesteps, transforms, digest = data.num_timesteps, data.transforms, data.source.digest
+    return replace(experiment, num_timesteps=timesteps, transforms=transforms, data_digest=digest).resolved()
 
 
 def renderer(experiment: Experiment) -> Callable[[Any, Any], Any]:
@@ -146,6 +158,7 @@ def _trainer(trainer_class: Callable[..., Any], experiment: Experiment, data: Se
             data.tables,
             first_plan(experiment, data),
             experiment.seed,
+            likelihood=experiment.likelihood,
         )
 
 
@@ -239,12 +252,13 @@ def naming_the_program(experiment: Experiment) -> Iterator[None]:
     except Exception as error:
         if experiment.program_file is None:
             raise
-        frames = traceback.extract_tb(error.__traceback__)
-        lines = [frame.lineno for frame in frames if Path(frame.filename) == experiment.program_file]
-        where = f" at line {lines[-1]}" if lines else ""
+        own = experiment.program_file.resolve()
+        calls = [call for call in traceback.extract_tb(error.__traceback__) if Path(call.filename).resolve() == own]
+        where = f" at line {calls[-1].lineno}, '{calls[-1].line}'" if calls else ""
+        what = str(error).strip().partition("\n")[0]
         raise UserError(
-            f"expected the program '{experiment.program_file}' to run on frames of shape (batch, time, height, width, "
-            f"channel), found {error!r}{where}; mend the program"
+            f"expected the program '{experiment.program_file}' to run on frames (batch, time, height, width, channel), "
+            f"found {type(error).__name__}{where}: {what}; mend the program"
         ) from error
 
 
@@ -252,8 +266,10 @@ def _check_can_go_on(run: Run, checkpoint: Checkpoint | None, steps: int) -> Non
     if checkpoint is None:
         return
     if steps <= checkpoint.step:
+        constant = run.experiment.schedule == "constant"
+        hint = "raise --steps" if constant else f"its schedule '{run.experiment.schedule}' ends there: start a new run"
         raise UserError(
-            f"expected more steps than the {checkpoint.step} that '{run.path}' has done, found {steps}; raise --steps"
+            f"expected more steps than the {checkpoint.step} that '{run.path}' has done, found {steps}; {hint}"
         )
     if steps != run.experiment.steps and run.experiment.schedule != "constant":
         raise UserError(

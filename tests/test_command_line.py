@@ -172,6 +172,21 @@ def test_a_program_that_does_not_run_is_one_sentence(mistake, tmp_path, capsys):
     assert "expected a program file at" in told
 
 
+def test_the_line_of_a_mistake_is_shown_for_a_relative_path_too(tmp_path, capsys, monkeypatch):
+    program(tmp_path, PROGRAMS["breaks"][0])
+    monkeypatch.chdir(tmp_path)
+    told = fails(small_arguments(tmp_path, "numpyro", "run", model="own.py", **OWN), capsys)
+    assert "AttributeError at line 2, 'return frames.nothing': " in told
+
+
+@pytest.mark.parametrize(("backend", "other"), [("pyro", "numpyro"), ("numpyro", "pyro")])
+def test_a_program_for_the_other_backend_is_recognised(backend, other, tmp_path, capsys):
+    text = f"from {other} import sample\nimport {other}.distributions as dist\ndef model(frames): pass\nguide = model"
+    told = fails(["check", program(tmp_path, text), "--backend", backend], capsys)
+    assert f"expected a program for backend '{backend}'" in told
+    assert f"found that it imports {other}; give --backend {other}" in told
+
+
 def test_a_mistake_that_is_mended_does_not_block_the_next_try(tmp_path, capsys):
     fails(small_arguments(tmp_path, "pyro", tmp_path / "run", lattice=matrix(tmp_path, zero_row())), capsys)
     arguments = small_arguments(tmp_path, "pyro", tmp_path / "run", lattice=matrix(tmp_path, np.eye(CELLS)), steps=2)
@@ -273,6 +288,7 @@ def test_a_diverged_run_exits_with_3(tmp_path, capsys):
         (["--device", "tpu"], "invalid choice: 'tpu'"),
         (["--device", "cuda"], "expected a GPU"),
         (["--seed", "-1"], "expected a seed between 0"),
+        (["--temperatures", "5"], "expected ais or sandwich among --estimators with settings of their chains"),
     ],
 )
 def test_wrong_evaluations(options, words, trained, capsys):
@@ -283,6 +299,30 @@ def test_wrong_evaluations(options, words, trained, capsys):
 def test_damaged_parameters(run, capsys):
     written(run / "parameters.safetensors", b"")
     assert "found a damaged file" in fails(["evaluate", run], capsys)
+    (run / "parameters.safetensors").unlink()
+    assert "expected trained parameters in" in fails(["evaluate", run], capsys)
+    assert "expected trained parameters in" in fails(["figures", run], capsys)
+
+
+def test_damaged_estimates_are_seen_before_anything_is_computed(run, capsys, monkeypatch):
+    written(run / "evaluation.json", b"{")
+    monkeypatch.setattr("ppl_tvae.evaluation.evaluator", None)
+    assert "expected JSON in" in fails(["evaluate", run], capsys)
+
+
+def test_data_that_have_changed_are_refused_and_welcome_back(run, capsys):
+    """Other values, and other sizes; the same ones may be saved anew."""
+    path = Path(open_run(run).experiment.data)
+    before, images = path.read_bytes(), np.load(path)["images"]
+    commands = ["evaluate", run, "--particles=2"], ["train", "--resume", "--out", run, "--steps=41"]
+    for changed in (255 - images, images[:, :5]):
+        np.savez(path, images=changed)
+        for command in commands:
+            assert "found that they have changed since; put the former ones back" in fails(command, capsys)
+    np.savez_compressed(path, images=images)
+    for command in commands:
+        assert main([str(argument) for argument in command]) == 0
+    path.write_bytes(before)
 
 
 def test_a_program_is_of_its_backend(run, capsys):
@@ -334,6 +374,17 @@ def test_json(run, tmp_path, capsys):
     assert "tvae" in printed_json(["models", "--json"], capsys)["model"]
     shown = ["data", "show", saved(tmp_path, images=GREY), "--out", tmp_path / "sheet.png", "--sequences", "2"]
     assert Path(printed_json([*shown, "--json"], capsys)["sheet"]).is_file()
+
+
+def test_notes_stand_beside_the_estimates_that_they_are_of(run, capsys):
+    chains = ["--temperatures=3", "--leapfrog-steps=1"]
+    main(["evaluate", str(run), "--particles=2", "--max-sequences=3", "--estimators=elbo,iwae,ais,sandwich", *chains])
+    told = capsys.readouterr().out
+    assert [line for line in told.splitlines() if line.startswith("  of ")] == [
+        "  of iwae:", "  of ais:", "  of sandwich-lower, sandwich-upper:"
+    ]  # fmt: skip
+    assert told.count("acceptance rate") == 4
+    assert told.count("of simulated sequences") == 2
 
 
 def test_text(run, tmp_path, capsys):

@@ -50,6 +50,7 @@ def test_files_named_in_a_toml_lie_relative_to_it(tmp_path):
     ("text", "words"),
     [
         ("stepz = 3", "expected the name of a setting, found 'stepz'; did you mean 'steps'?"),
+        ("float = 'float64'", "found 'float'; --float is the setting 'precision'"),
         ("[training]\nsteps = 3", "expected the name of a setting, found 'training'"),
         ("steps = '3'", "expected int for the setting 'steps', found '3'"),
         ("steps = 3.5", "expected int for the setting 'steps', found 3.5"),

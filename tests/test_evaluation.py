@@ -112,7 +112,19 @@ def test_comparison_is_paired_and_refuses_what_cannot_be_ranked(runs, tmp_path):
     assert "likelihood bernoulli" in compared.header
     assert comparison.as_text(compared, markdown=True).count("|") > 10
     assert "pyro,elbo," in comparison.as_csv(compared)
+    assert "minus numpyro, paired over the same 8 sequences:" in comparison.as_text(compared)
+    assert "different numbers" not in comparison.as_text(compared)
     assert comparison.as_json(compared)["estimates"]["pyro"]["elbo"]["value"] == records[1]["value"]
+
+    (short,) = ppl_tvae.evaluate(runs["pyro"].path, estimators="elbo", particles=5, max_sequences=6, seed=7)
+    fewer = ppl_tvae.compare([run.path for run in runs.values()])
+    told = comparison.as_text(fewer)
+    assert "elbo: means over different numbers of sequences; the differences below are not" in told
+    assert "paired over the same 6 or 8 sequences:" in told
+    pairs = np.subtract(short["per_sequence"], records[0]["per_sequence"][:6])
+    assert fewer.differences["pyro"]["elbo"] == pytest.approx(
+        (pairs.mean(), pairs.std(ddof=1) / np.sqrt(6), 6), abs=1e-3
+    )
 
     grey = ppl_tvae.Experiment(likelihood="bernoulli-grey", steps=1, batch_size=2, validation_sequences=2, **SMALL)
     other = ppl_tvae.train(grey, tmp_path / "grey", quiet=True)

@@ -6,10 +6,11 @@ sequences: (N, S, H, W, channel), any channels; uint8, or floats in [0, 1], kept
 labels: (N,) integers.  test: indices, or a boolean mask (N,), of the test set; without it a fixed random 20 % is.
 """
 
+import hashlib
 import zipfile
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,12 +22,28 @@ def read_archive(path: Path) -> Source:
     """The source in a .npz file; nothing in it is ever unpickled. Raises UserError, in one sentence, for bad files."""
     arrays = _arrays(path)
     if ("images" in arrays) == ("sequences" in arrays):
-        found = ", ".join(sorted(arrays)) or "nothing"
+        keys = _keys(path)
+        found = f"the keys {', '.join(keys)}" if keys else "no keys"
         raise UserError(f"expected either 'images' or 'sequences' in {path}, found {found}; save one of the two.")
     pixels = _images(arrays["images"], path) if "images" in arrays else _sequences(arrays["sequences"], path)
     labels = _labels(arrays.get("labels"), len(pixels), path)
     train, test = _split(arrays.get("test"), len(pixels), path)
-    return Source(path.stem, "images" if "images" in arrays else "sequences", pixels, labels, train, test)
+    kind: Literal["images", "sequences"] = "images" if "images" in arrays else "sequences"
+    return Source(path.stem, kind, pixels, labels, train, test, digest=_digest(pixels, labels, train, test))
+
+
+def _digest(*arrays: np.ndarray) -> str:
+    """Of their shapes, types and values."""
+    found = hashlib.sha256()
+    for array in arrays:
+        found.update(f"{array.shape}{array.dtype}".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()[:16]
+
+
+def _keys(path: Path) -> list[str]:
+    with np.load(path, allow_pickle=False) as archive:
+        return sorted(archive.files)
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

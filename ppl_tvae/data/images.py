@@ -18,6 +18,7 @@ class Source:
     labels: (N,) int32, -1 where unknown. label_names: what they stand for, where they have names.
     train, test: int32 indices into the first axis; empty for factors, of which motions are held out and not images.
     factors: of "factors", name -> values; images are in the order of np.ndindex, the last factor fastest.
+    digest: of all that was read, where it is the user's own and may be other data another day.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Source:
     test: np.ndarray
     label_names: tuple[str, ...] = ()
     factors: Mapping[str, np.ndarray] = field(default_factory=dict)
+    digest: str | None = None
 
 
 def random_test_split(num_images: int, num_test: int) -> tuple[np.ndarray, np.ndarray]:

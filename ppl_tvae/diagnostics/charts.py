@@ -30,19 +30,19 @@ def training_curves(rows_by_run: Mapping[str, Sequence[Mapping[str, float]]]) ->
     return png(figure)
 
 
-def bounds_chart(entries: Mapping[str, Mapping[str, tuple[float, float]]]) -> bytes:
+def bounds_chart(entries: Mapping[str, Mapping[str, tuple[float, float, int]]]) -> bytes:
     """A PNG: each estimate of each run with one standard error over sequences, nats per frame.
 
-    entries: run -> estimator -> (value, standard error). The error bars are those of single means; the runs share their
-    sequences, so paired differences are narrower.
+    entries: run -> estimator -> (value, standard error, number of sequences). The error bars are those of single means;
+    the runs share their sequences, so paired differences are narrower.
     """
     names = list(dict.fromkeys(name for own in entries.values() for name in own))
     figure, axes = _axes(7.0, 1.2 + 0.42 * len(names))
     step = 0.7 / max(1, len(entries))
     for index, ((run, own), colour) in enumerate(zip(entries.items(), _colours(len(entries)), strict=True)):
         places = [names.index(name) + (index - (len(entries) - 1) / 2) * step for name in own]
-        values = [value for value, _ in own.values()]
-        errors = [0.0 if math.isnan(error) else error for _, error in own.values()]
+        values = [value for value, _, _ in own.values()]
+        errors = [0.0 if math.isnan(error) else error for _, error, _ in own.values()]
         axes.errorbar(values, places, xerr=errors, fmt="o", color=colour, capsize=3, markersize=5, label=run)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)

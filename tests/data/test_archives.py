@@ -65,8 +65,12 @@ SEQUENCES = np.zeros((4, 3, 4, 5, 1), np.uint8)
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
-        ({"pictures": IMAGES}, "found nothing"),
-        ({"images": IMAGES, "sequences": SEQUENCES}, "either 'images' or 'sequences'.*found images, sequences"),
+        ({"pictures": IMAGES}, "found the keys pictures"),
+        ({}, "found no keys"),
+        (
+            {"images": IMAGES, "sequences": SEQUENCES},
+            "'images' or 'sequences'.*found the keys images, sequences",
+        ),
         ({"images": IMAGES[0]}, r"found \(4, 5\)"),
         ({"images": IMAGES[..., None, None]}, r"found \(10, 4, 5, 1, 1\)"),
         ({"images": np.zeros((3, 4, 5, 2), np.uint8)}, r"1 or 3\), found \(3, 4, 5, 2\)"),

@@ -28,12 +28,15 @@ from ppl_tvae.program import Program
 _ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes
 
 
-def check_program(program: Program, frames: jax.Array) -> None:
-    """Raises UserError if inference cannot work on the program, or would do so wrongly, on frames (batch, ...)."""
+def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> None:
+    """Raises UserError if inference cannot work on the program, or would do so wrongly, on frames (batch, ...).
+
+    likelihood: of `catalogue.LIKELIHOODS`, what the site "x" is said to be; empty where nothing is said.
+    """
     keys = jax.random.split(jax.random.key(0))
     guide_trace = _traced("guide", seed(program.guide, keys[0]), frames)
     prior_trace = _traced("model", seed(program.model, keys[1]), frames)
-    _check_traces(guide_trace, prior_trace, frames, program.likelihood)
+    _check_traces(guide_trace, prior_trace, frames, likelihood)
     for name, site in latent_sites(replayed(program.model, {}, keys[1], frames, guide_trace)).items():
         _check_within(name, site)
     _check_apart(program, keys[1], frames, guide_trace)
@@ -75,13 +78,13 @@ def _traced(part: str, function: Any, frames: jax.Array) -> Trace:
 def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array, likelihood: str) -> None:
     _check_names(guide_trace, prior_trace)
     _check_observed(prior_trace, frames)
-    _check_likelihood(observed_sites(prior_trace)[OBSERVED], likelihood)
     _check_latents(guide_trace, prior_trace)
     for part, sites in (("model", prior_trace), ("guide", guide_trace)):
         for name, site in (latent_sites(sites) | observed_sites(sites)).items():
             _check_is_no_factor(part, name, site)
             _check_log_prob(part, name, site, len(frames))
             _check_scale(part, name, site, sites)
+    _check_likelihood(observed_sites(prior_trace)[OBSERVED], likelihood)
     for name, site in latent_sites(prior_trace).items():
         _check_cover(name, guide_trace[name], site)
 

@@ -34,12 +34,13 @@ class DistributedTrainer(Trainer):
         first_plan: Any,
         seed: int,
         *,
+        likelihood: str = "",
         device: str,
         num_devices: int,
     ) -> None:
         """device: "auto", "cpu" or "cuda"; the rest as in `svi.Trainer`."""
         self._mesh = Mesh(_first(num_devices, device), ("batch",))
-        super().__init__(program, objective, optimization, render, tables, first_plan, seed)
+        super().__init__(program, objective, optimization, render, tables, first_plan, seed, likelihood=likelihood)
         self._everywhere = NamedSharding(self._mesh, P())
         self._state, self._tables = jax.device_put((self._state, self._tables), self._everywhere)
         # Left to itself, XLA may choose to hand back a state that is split over the devices.

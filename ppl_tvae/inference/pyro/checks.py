@@ -29,12 +29,15 @@ from ppl_tvae.program import Program
 _ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes
 
 
-def check_program(program: Program, frames: Tensor) -> None:
-    """Raises UserError if inference cannot work on the program, or would do so wrongly, on frames (batch, ...)."""
+def check_program(program: Program, frames: Tensor, likelihood: str = "") -> None:
+    """Raises UserError if inference cannot work on the program, or would do so wrongly, on frames (batch, ...).
+
+    likelihood: of `catalogue.LIKELIHOODS`, what the site "x" is said to be; empty where nothing is said.
+    """
     with pyro.get_param_store().scope(), torch.random.fork_rng(), torch.no_grad():
         guide_trace = _traced("guide", program.guide, frames)
         prior_trace = _traced("model", program.model, frames)
-        _check_traces(guide_trace, prior_trace, frames, program.likelihood)
+        _check_traces(guide_trace, prior_trace, frames, likelihood)
         for name, site in latent_sites(replayed(program.model, frames, guide_trace)).items():
             _check_within(name, site)
         _check_apart(program, frames, guide_trace)
@@ -79,13 +82,13 @@ def _traced(part: str, function: Any, frames: Tensor) -> Trace:
 def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: Tensor, likelihood: str) -> None:
     _check_names(guide_trace, prior_trace)
     _check_observed(prior_trace, frames)
-    _check_likelihood(observed_sites(prior_trace)[OBSERVED], likelihood)
     _check_latents(guide_trace, prior_trace)
     for part, sites in (("model", prior_trace), ("guide", guide_trace)):
         for name, site in (latent_sites(sites) | observed_sites(sites)).items():
             _check_is_no_factor(part, name, site)
             _check_log_prob(part, name, site, len(frames))
             _check_scale(part, name, site)
+    _check_likelihood(observed_sites(prior_trace)[OBSERVED], likelihood)
     for name, site in latent_sites(prior_trace).items():
         _check_cover(name, guide_trace.nodes[name], site)
 

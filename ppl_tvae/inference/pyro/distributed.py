@@ -116,6 +116,7 @@ class DistributedTrainer(Trainer):
         first_plan: Any,
         seed: int,
         *,
+        likelihood: str = "",
         ranks: Ranks,
     ) -> None:
         """The batch is a multiple of ranks.size; the rest as in `svi.Trainer`. Raises UserError for want of a GPU."""
@@ -127,7 +128,9 @@ class DistributedTrainer(Trainer):
         own = ranks.own_rows(type(first_plan)(*(field[None] for field in first_plan)))
         own_first = type(first_plan)(*(field[0] for field in own))
         # Processes that meet in each step are not recorded as a graph.
-        super().__init__(program, objective, optimization, render, tables, own_first, seed, may_record=False)
+        super().__init__(
+            program, objective, optimization, render, tables, own_first, seed, likelihood=likelihood, may_record=False
+        )
         self._ranks, self._seed = ranks, seed
         if ranks.rank == 0:
             self.restore(self.state())  # whatever else the others may have begun with

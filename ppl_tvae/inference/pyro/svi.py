@@ -48,10 +48,12 @@ class Trainer:
         first_plan: Any,
         seed: int,
         *,
+        likelihood: str = "",
         may_record: bool = True,
     ) -> None:
         """render(tables, plan) -> frames, on the device; first_plan fixes the shapes of a batch.
 
+        likelihood: what the site "x" is said to be, which `check_program` holds against the program.
         may_record: whether steps on a GPU are recorded as a graph where that is possible.
         """
         keep_freed_memory()
@@ -61,7 +63,7 @@ class Trainer:
         torch.manual_seed(seed)
         self._plan = _copied(to_device(first_plan))
         frames = render(self._tables, self._plan)
-        check_program(program, frames)
+        check_program(program, frames, likelihood)
         with pyro.get_param_store().scope() as self._store, torch.no_grad():
             program_traces(program, frames)
             self._vectorised = is_vectorised(objective, program, frames)
