@@ -145,7 +145,8 @@ def _reproduce(command: argparse.ArgumentParser) -> None:
     command.add_argument("--markdown", action="store_true", help="print a Markdown table")
     for setting in fields(Experiment):
         if setting.name in _OF_A_REPRODUCTION:
-            _add_setting(command, setting, "the experiment's own")
+            decided = setting.name in ("data", "likelihood", "steps")
+            _add_setting(command, setting, "the experiment's own" if decided else None)
 
 
 def _data(command: argparse.ArgumentParser) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ppl_tvae.diagnostics.calibration import PROBABILITY, calibration
-from ppl_tvae.diagnostics.page import Picture, Section, Table, Warning
+from ppl_tvae.diagnostics.page import Picture, Section, Table, Warning, with_error
 from ppl_tvae.diagnostics.predictive import EXTREME, FEWEST_DRAWS
 from ppl_tvae.figures import diagnosis_charts
 from ppl_tvae.inference.reliability import KHAT_LIMIT
@@ -48,7 +48,7 @@ def _fit(run: Run) -> Section:
         rows = [[name, *_against(each, mcmc["guide"][name])] for name, each in mcmc["convergence"].items()]
         parts.append(Table(caption, header, rows, (6, 7)))
     if gap := found.get("amortisation_gap"):
-        value = f"{gap['value']:.3f} ± {gap['standard_error']:.2g} {gap['unit']}"
+        value = f"{with_error(gap['value'], gap['standard_error'])} {gap['unit']}"
         parts.append(
             f"A guide of the family {gap['guide_name']}, fitted to each of {gap['num_sequences']} sequences in "
             f"{gap['guide_steps']} steps, has an ELBO higher by {value} (paired): {gap['verdict']}."
@@ -113,8 +113,7 @@ _COLUMNS = {
 
 def _by_transform(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -> list[Any]:
     rows = [
-        [own["transform"], str(own["num_sequences"]), *(_with_error(own[column]) for column in _COLUMNS)]
-        for own in found
+        [own["transform"], str(own["num_sequences"]), *(_measured(own[column]) for column in _COLUMNS)] for own in found
     ]
     caption = (
         "value ± standard error over sequences (CapCorr: jackknife). CapCorr takes the first time at which the moving "
@@ -127,11 +126,8 @@ def _by_transform(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -
     ]
 
 
-def _with_error(measured: Mapping[str, float | None], digits: str = ".4f") -> str:
-    if measured["value"] is None:
-        return "-"
-    error = "" if measured["standard_error"] is None else f" ± {measured['standard_error']:.2g}"
-    return f"{measured['value']:{digits}}{error}"
+def _measured(found: Mapping[str, float | None]) -> str:
+    return "-" if found["value"] is None else with_error(found["value"], found["standard_error"])
 
 
 def _predictive_checks(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -> list[Any]:
@@ -178,7 +174,7 @@ def _power_scaling(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) 
     rows = [
         [own["quantity"]]
         + [
-            _with_error({"value": own[part], "standard_error": own[f"{part}_standard_error"]}, ".2f")
+            _measured({"value": own[part], "standard_error": own[f"{part}_standard_error"]})
             for part in ("prior", "likelihood")
         ]
         for own in found

@@ -10,7 +10,7 @@ from ppl_tvae import comparison
 from ppl_tvae.config import Experiment
 from ppl_tvae.diagnosis_sections import diagnosis_sections, predictive_warnings
 from ppl_tvae.diagnostics.charts import bounds_chart, training_curves
-from ppl_tvae.diagnostics.page import Code, Picture, Section, Table, Warning, page
+from ppl_tvae.diagnostics.page import Code, Picture, Section, Table, Warning, page, with_error
 from ppl_tvae.errors import UserError
 from ppl_tvae.figures import FIGURES, draw_figures
 from ppl_tvae.runs import Run, run_at, writing_to
@@ -173,8 +173,7 @@ def _equivariance(runs: Sequence[Run]) -> Section:
 def _metric(records: Sequence[Mapping[str, Any]], name: str) -> str:
     for record in records:
         if record["metric"] == name:
-            error = "" if record["standard_error"] is None else f" ± {record['standard_error']:.2g}"
-            return f"{record['value']:.5g}{error}"
+            return with_error(record["value"], record["standard_error"])
     return "-"
 
 

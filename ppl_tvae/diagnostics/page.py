@@ -1,6 +1,7 @@
 """One HTML page that needs nothing else: no network, no scripts, pictures inline; for phones and for dark rooms too."""
 
 import base64
+import math
 from collections.abc import Sequence
 from html import escape
 from typing import NamedTuple
@@ -16,15 +17,20 @@ h1 { font-size: 1.5rem; } h2 { font-size: 1.2rem; margin-top: 2rem; border-botto
 h3 { font-size: 1rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 0.9rem; }
-th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
+th, td { padding: 0.25rem 0.5rem; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top;
   white-space: nowrap; }
 th:first-child, td:first-child, .text { text-align: left; }
+th { white-space: normal; }
 td.text { white-space: normal; min-width: 6rem; } td.long { min-width: 16rem; }
 .caption { margin-bottom: 0.3rem; }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
 figure { margin: 1rem 0; } figcaption { font-size: 0.9rem; }
 pre { background: var(--soft); padding: 0.7rem; overflow-x: auto; border-radius: 4px; font-size: 0.85rem; }
 .warning { color: var(--warn); }
+@media print {
+  body { max-width: none; padding: 0; } .scroll { overflow-x: visible; } table { font-size: 0.65rem; }
+  th, td { white-space: normal; } pre { white-space: pre-wrap; }
+}
 """
 
 
@@ -64,6 +70,16 @@ class Section(NamedTuple):
 
     heading: str
     parts: Sequence[Table | Picture | Code | Warning | str]
+
+
+def with_error(value: float, standard_error: float | None) -> str:
+    """A number to the second digit of its standard error, as far as both are known."""
+    if standard_error is None or not math.isfinite(standard_error) or not math.isfinite(value):
+        return f"{value:.5g}"
+    if standard_error <= 1e-9 * abs(value):  # of rounding
+        return f"{value:.5g} ± 0"
+    decimals = max(0, 1 - math.floor(math.log10(standard_error)))
+    return f"{value:.{decimals}f} ± {standard_error:.{decimals}f}"
 
 
 def page(title: str, sections: Sequence[Section]) -> str:
