@@ -84,11 +84,11 @@ def _check_written_for(backend: str, path: Path) -> None:
         return  # `load_program` says what is wrong
     imports = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     imports += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    hosts = {name.partition(".")[0] for name in imports} & {"numpyro", "pyro"}
-    if hosts and backend not in hosts:
+    hosts, other = {name.partition(".")[0] for name in imports}, {"numpyro": "pyro", "pyro": "numpyro"}[backend]
+    if other in hosts and backend not in hosts:
         raise UserError(
-            f"expected a program for backend '{backend}' in '{path}', found that it imports {hosts.pop()}; give "
-            f"--backend {({'numpyro', 'pyro'} - {backend}).pop()}"
+            f"expected a program for backend '{backend}' in '{path}', found that it imports {other}; give --backend "
+            f"{other}"
         )
 
 

@@ -130,7 +130,7 @@ def _new(options: argparse.Namespace) -> None:
     _show(
         options,
         {"program": str(options.path)},
-        f"{options.path}: the program '{options.model}' in {options.backend}; edit it; its first lines say how it is trained",
+        f"{options.path}: the program '{options.model}' in {options.backend}; its first lines say how to train it",
     )
 
 

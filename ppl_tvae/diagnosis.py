@@ -45,11 +45,10 @@ def to_datatree(
 ) -> "xr.DataTree":
     """The guide's draws for sequences of a split, with the prior's and what the model makes of both.
 
-    run: a run, or the path of its directory. Groups, dimensions and coordinates: `ppl_tvae.diagnostics.datatree`.
-    transforms: what moves in the sequences, where
-    that is something else than in training. mcmc: chains on the posterior of the first mcmc_sequences of them, as
-    further groups; None for none. The whole tree is in memory: a draw of a sequence takes about half a megabyte at the
-    default sizes, one of MCMC a seventh of that. Raises UserError.
+    Groups, dimensions and coordinates: `ppl_tvae.diagnostics.datatree`. run: a run, or the path of its directory.
+    transforms: what moves in the sequences, where that is something else than in training. mcmc: chains on the
+    posterior of the first mcmc_sequences of them, as further groups; None for none. The whole tree is in memory: a draw
+    of a sequence takes about half a megabyte at the default sizes, one of MCMC a seventh of that. Raises UserError.
     """
     run = run_at(run)
     _check({"num_sequences": num_sequences, "num_draws": num_draws}, split, seed)

@@ -9,7 +9,7 @@ import pytest
 
 from ppl_tvae import cli, evaluate, open_run, train
 from ppl_tvae.diagnosis import diagnose
-from ppl_tvae.diagnostics.page import Picture, Section, Table, page
+from ppl_tvae.diagnostics.page import Picture, Section, Table, page, with_error
 from ppl_tvae.report import write_report
 from tests.small_runs import small_training
 
@@ -20,6 +20,23 @@ CHECK = """<script>addEventListener("load", () => { document.title = "images " +
   [...document.images].filter(image => image.naturalWidth > 0).length + ", tables " +
   [...document.querySelectorAll("table")].filter(table => table.offsetHeight > 0).length + ", wide " +
   (document.documentElement.scrollWidth > innerWidth); });</script>"""
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [
+        (0.04213, 0.00123, "0.0421 ± 0.0012"),
+        (3.2e-6, 2.6e-5, "0.000003 ± 0.000026"),
+        (-210.041, 12.34, "-210 ± 12"),
+        (13277.4, 123.0, "13277 ± 123"),
+        (1.0, 1.4e-15, "1 ± 0"),
+        (0.0, 0.0, "0 ± 0"),
+        (13277.4, None, "13277"),
+        (float("nan"), 1.0, "nan"),
+    ],
+)
+def test_a_number_has_the_digits_of_its_error(value, error, text):
+    assert with_error(value, error) == text
 
 
 class Tags(HTMLParser):

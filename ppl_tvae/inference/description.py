@@ -1,7 +1,9 @@
-"""Words for what a program's trace holds, the same for both backends."""
+"""Words for what a program's trace holds, and what they tell of mistakes: the same for both backends."""
 
 from collections.abc import Sequence
 from typing import Any
+
+from ppl_tvae.errors import UserError
 
 _WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")
 
@@ -25,3 +27,27 @@ def distribution_name(distribution: Any) -> str:
     while type(distribution).__name__ in _WRAPPERS:
         distribution = distribution.base_dist
     return type(distribution).__name__
+
+
+def check_is_no_factor(part: str, site: str, distribution: Any) -> None:
+    """Raises UserError for a factor: densities then integrate to anything, and nothing can be simulated from them."""
+    if distribution_name(distribution) == "Unit":
+        raise UserError(
+            f"expected distributions at the sites of the {part}, found the factor '{site}', with which log p(x) is "
+            f"that of no model; write what it stands for as a distribution"
+        )
+
+
+def check_likelihood(site: str, distribution: Any, likelihood: str) -> None:
+    """Raises UserError where what a program observes is a density and is called "bernoulli", or the other way round.
+
+    Results bear the name, and between the two no number can be compared. "bernoulli-grey" is neither; "" says nothing.
+    """
+    discrete = distribution.support.is_discrete
+    if likelihood in ("", "bernoulli-grey") or discrete == (likelihood == "bernoulli"):
+        return
+    raise UserError(
+        f"expected {'a density' if discrete else 'probabilities of zeros and ones'} at site '{site}' with "
+        f"likelihood '{likelihood}', found {distribution_name(distribution)}; name the likelihood that it is: "
+        f"{'bernoulli' if discrete else 'normal or continuous-bernoulli'}"
+    )

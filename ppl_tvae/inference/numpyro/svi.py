@@ -71,9 +71,8 @@ class Trainer:
         self._svi = SVI(program.model, program.guide, _optimizer(optimization), SequenceBound(objective))
         self._first_frames = jax.jit(render)
         frames = self._first_frames(self._tables, to_device(first_plan))
-        check_program(
-            program, frames, likelihood
-        )  # of the shapes of the next line, so that both share what JAX compiles
+        # On the shapes of the next line, so that both share what JAX compiles.
+        check_program(program, frames, likelihood)
         self._begin(frames, seed)
         self._advance = jit_step(self._steps)
         self._advance_all = jit_step(jax.vmap(self._steps, in_axes=(0, None, 0, None)))

@@ -9,7 +9,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.description import distribution_name, site_row
+from ppl_tvae.inference.description import check_is_no_factor, check_likelihood, distribution_name, site_row
 from ppl_tvae.inference.pyro.tracing import (
     OBSERVED,
     PLATE,
@@ -85,10 +85,10 @@ def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: Tensor, likeli
     _check_latents(guide_trace, prior_trace)
     for part, sites in (("model", prior_trace), ("guide", guide_trace)):
         for name, site in (latent_sites(sites) | observed_sites(sites)).items():
-            _check_is_no_factor(part, name, site)
+            check_is_no_factor(part, name, site["fn"])
             _check_log_prob(part, name, site, len(frames))
             _check_scale(part, name, site)
-    _check_likelihood(observed_sites(prior_trace)[OBSERVED], likelihood)
+    check_likelihood(OBSERVED, observed_sites(prior_trace)[OBSERVED]["fn"], likelihood)
     for name, site in latent_sites(prior_trace).items():
         _check_cover(name, guide_trace.nodes[name], site)
 
@@ -146,21 +146,6 @@ def _check_observed(sites: Trace, frames: Tensor) -> None:
         )
 
 
-def _check_likelihood(site: Site, likelihood: str) -> None:
-    """A program's own likelihood is a probability where it is called "bernoulli", and a density where it is not.
-
-    Results bear the name; between the two no number can be compared. "bernoulli-grey" is neither.
-    """
-    discrete = site["fn"].support.is_discrete
-    if likelihood in ("", "bernoulli-grey") or discrete == (likelihood == "bernoulli"):
-        return
-    raise UserError(
-        f"expected {'a density' if discrete else 'probabilities of zeros and ones'} at site '{OBSERVED}' with "
-        f"likelihood '{likelihood}', found {distribution_name(site['fn'])}; name the likelihood that it is: "
-        f"{'bernoulli' if discrete else 'normal or continuous-bernoulli'}"
-    )
-
-
 def _check_latents(guide_trace: Trace, prior_trace: Trace) -> None:
     guided, modelled = latent_sites(guide_trace), latent_sites(prior_trace)
     for name in modelled.keys() - guided.keys():
@@ -177,15 +162,6 @@ def _check_latents(guide_trace: Trace, prior_trace: Trace) -> None:
                 f"expected site '{name}' to have one shape in model and guide, found {site['value'].shape} in the "
                 f"model and {guided[name]['value'].shape} in the guide"
             )
-
-
-def _check_is_no_factor(part: str, name: str, site: Site) -> None:
-    """With a factor the densities of a program integrate to anything, and nothing can be simulated from it."""
-    if distribution_name(site["fn"]) == "Unit":
-        raise UserError(
-            f"expected distributions at the sites of the {part}, found the factor '{name}', with which log p(x) is "
-            f"that of no model; write what it stands for as a distribution"
-        )
 
 
 def _check_scale(part: str, name: str, site: Site) -> None:
