@@ -44,7 +44,9 @@ def shrunk(arguments):
     """The same command with a budget of seconds; of an option that is given twice, the last counts."""
     command = arguments[0]
     if command == "evaluate":
-        return [*arguments, "--particles", "2", "--max-sequences", "2", "--temperatures", "4"]
+        annealed = any(name in argument.split(",") for argument in arguments for name in ("ais", "sandwich"))
+        few = ["--particles", "2", "--max-sequences", "2"]
+        return [*arguments, *few, *(["--temperatures", "4"] if annealed else [])]
     if command == "data":
         return [*arguments, "--sequences", "2"]
     if command == "diagnose":
