@@ -95,7 +95,10 @@ def as_text(comparison: Comparison, markdown: bool = False) -> str:
     first = next(iter(comparison.estimates))
     parts = [comparison.header, "", _table("run", comparison.estimates, markdown)]
     if unlike := _over_unlike_numbers(comparison.estimates):
-        parts += ["", f"{', '.join(unlike)}: means over different numbers of sequences; the differences below are not"]
+        parts += [
+            "",
+            f"{', '.join(unlike)}: means over different numbers of sequences, which only paired differences compare",
+        ]
     if any(comparison.differences.values()):
         counts = {entry.num_sequences for own in comparison.differences.values() for entry in own.values()}
         same = f"the same {' or '.join(map(str, sorted(counts)))} sequences"

@@ -249,7 +249,7 @@ def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request
         "bits_per_dimension": None if grey or simulated or estimate.estimator == "released-is" else bits,
         "likelihood": experiment.likelihood,
         "data": experiment.data,
-        "data_digest": experiment.data_digest,
+        **({"data_digest": experiment.data_digest} if experiment.data_digest else {}),
         "transforms": list(data.transforms),
         "split": request.split,
         "num_sequences": len(per_frame),

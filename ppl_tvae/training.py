@@ -105,8 +105,8 @@ def data_of(experiment: Experiment, transforms: Sequence[str] | None = None) -> 
     )
     if checked.data_digest not in (None, data.source.digest):
         raise UserError(
-            f"expected the data of digest {checked.data_digest} in '{checked.data}', found that they have changed "
-            f"since; put the former ones back, or train a new run, without data_digest"
+            f"expected the data whose digest is {checked.data_digest} (data_digest) in '{checked.data}', found others; "
+            f"put the former ones back, or train a new run without data_digest"
         )
     return data
 
@@ -255,26 +255,27 @@ def naming_the_program(experiment: Experiment) -> Iterator[None]:
         own = experiment.program_file.resolve()
         calls = [call for call in traceback.extract_tb(error.__traceback__) if Path(call.filename).resolve() == own]
         where = f" at line {calls[-1].lineno}, '{calls[-1].line}'" if calls else ""
-        what = str(error).strip().partition("\n")[0]
+        first_line = str(error).strip().partition("\n")[0]
+        what = f": {first_line}" if first_line else ""
         raise UserError(
             f"expected the program '{experiment.program_file}' to run on frames (batch, time, height, width, channel), "
-            f"found {type(error).__name__}{where}: {what}; mend the program"
+            f"found {type(error).__name__}{where}{what}; mend the program"
         ) from error
 
 
 def _check_can_go_on(run: Run, checkpoint: Checkpoint | None, steps: int) -> None:
     if checkpoint is None:
         return
-    if steps <= checkpoint.step:
-        constant = run.experiment.schedule == "constant"
-        hint = "raise --steps" if constant else f"its schedule '{run.experiment.schedule}' ends there: start a new run"
-        raise UserError(
-            f"expected more steps than the {checkpoint.step} that '{run.path}' has done, found {steps}; {hint}"
-        )
-    if steps != run.experiment.steps and run.experiment.schedule != "constant":
+    schedule = run.experiment.schedule
+    if steps != run.experiment.steps and schedule != "constant":
         raise UserError(
             f"expected the run's own {run.experiment.steps} steps, since its learning rate follows the schedule "
-            f"'{run.experiment.schedule}' over them, found {steps}; start a new run"
+            f"'{schedule}' over them, found {steps}; start a new run"
+        )
+    if steps <= checkpoint.step:
+        hint = "raise --steps" if schedule == "constant" else f"its schedule '{schedule}' ends there: start a new run"
+        raise UserError(
+            f"expected more steps than the {checkpoint.step} that '{run.path}' has done, found {steps}; {hint}"
         )
     if 0 < run.experiment.patience <= checkpoint.progress["stale"]:
         raise UserError(

@@ -149,6 +149,10 @@ PROGRAMS = {
     "raises": ("raise ValueError('so\\nthere')", "found that running it raises ValueError"),
     "no guide": ("def model(frames): pass", "found no guide"),
     "syntax": ("def model(", "SyntaxError"),
+    "says nothing": (
+        "def model(frames):\n    assert False\nguide = model",
+        "found AssertionError at line 2, 'assert False'; mend",
+    ),
     "breaks": ("def model(frames):\n    return frames.nothing\nguide = model", "has no attribute 'nothing'"),
     "no plate": (
         "import pyro, pyro.distributions as d\n"
@@ -165,7 +169,7 @@ def test_a_program_that_does_not_run_is_one_sentence(mistake, tmp_path, capsys):
     model = program(tmp_path, text)
     told = fails(small_arguments(tmp_path, "pyro", tmp_path / "run", model=model, **OWN), capsys)
     assert words in told
-    assert ("at line 2" in told) == (mistake == "breaks")
+    assert ("at line 2" in told) == (mistake in ("breaks", "says nothing"))
     assert not (tmp_path / "run").exists()
     model.unlink()
     told = fails(small_arguments(tmp_path, "pyro", tmp_path / "run", model=model, **OWN), capsys)
@@ -318,7 +322,7 @@ def test_data_that_have_changed_are_refused_and_welcome_back(run, capsys):
     for changed in (255 - images, images[:, :5]):
         np.savez(path, images=changed)
         for command in commands:
-            assert "found that they have changed since; put the former ones back" in fails(command, capsys)
+            assert "found others; put the former ones back" in fails(command, capsys)
     np.savez_compressed(path, images=images)
     for command in commands:
         assert main([str(argument) for argument in command]) == 0

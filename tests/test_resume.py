@@ -136,9 +136,14 @@ def test_schedule_and_warmup_outlive_a_resumption(tmp_path, monkeypatch):
         train(experiment, tmp_path / "resumed", quiet=True)
     monkeypatch.undo()
     assert 25 < open_run(tmp_path / "resumed").checkpoint().step < 60
-    with pytest.raises(UserError, match="its learning rate follows the schedule 'cosine'"):
-        resume(tmp_path / "resumed", steps=80)
+    for steps in (20, 80):
+        with pytest.raises(
+            UserError, match="run's own 60 steps, since its learning rate follows the schedule 'cosine'"
+        ):
+            resume(tmp_path / "resumed", steps=steps)
     assert outcome(resume(tmp_path / "resumed", quiet=True)) == outcome(straight)
+    with pytest.raises(UserError, match="found 60; its schedule 'cosine' ends there: start a new run"):
+        resume(tmp_path / "resumed")
 
 
 def test_second_ctrl_c_ends_at_once(tmp_path):

@@ -37,9 +37,10 @@ def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> 
     guide_trace = _traced("guide", seed(program.guide, keys[0]), frames)
     prior_trace = _traced("model", seed(program.model, keys[1]), frames)
     _check_traces(guide_trace, prior_trace, frames, likelihood)
-    for name, site in latent_sites(replayed(program.model, {}, keys[1], frames, guide_trace)).items():
+    model_trace = replayed(program.model, {}, keys[1], frames, guide_trace)
+    for name, site in latent_sites(model_trace).items():
         _check_within(name, site)
-    _check_apart(program, keys[1], frames, guide_trace)
+    _check_apart(program, keys[1], frames, model_trace)
 
 
 def site_table(program: Program, frames: jax.Array) -> list[dict[str, Any]]:
@@ -198,16 +199,16 @@ def _check_within(name: str, modelled: Site) -> None:
         )
 
 
-def _check_apart(program: Program, key: jax.Array, frames: jax.Array, guide_trace: Trace) -> None:
+def _check_apart(program: Program, key: jax.Array, frames: jax.Array, model_trace: Trace) -> None:
     """What a sequence's log p(x, z) is must not depend on the others of its batch, nor on chance.
 
-    They are replaced by copies of the first one, whose own must stay what it was.
+    model_trace: at draws from the guide. They are replaced by copies of the first one, whose own must stay what it was.
     """
     copies = jnp.zeros(len(frames), int)
     latents = {
-        name: jnp.take(site["value"], copies, plate_axis(site)) for name, site in latent_sites(guide_trace).items()
+        name: jnp.take(site["value"], copies, plate_axis(site)) for name, site in latent_sites(model_trace).items()
     }
-    among_others = log_joint(replayed(program.model, {}, key, frames, guide_trace))
+    among_others = log_joint(model_trace)
     among_copies = log_joint(replayed(program.model, {}, key, frames[copies], as_trace(latents)))
     if not jnp.isclose(among_copies[0], among_others[0], rtol=_ROUNDING):
         raise UserError(

@@ -38,9 +38,10 @@ def check_program(program: Program, frames: Tensor, likelihood: str = "") -> Non
         guide_trace = _traced("guide", program.guide, frames)
         prior_trace = _traced("model", program.model, frames)
         _check_traces(guide_trace, prior_trace, frames, likelihood)
-        for name, site in latent_sites(replayed(program.model, frames, guide_trace)).items():
+        model_trace = replayed(program.model, frames, guide_trace)
+        for name, site in latent_sites(model_trace).items():
             _check_within(name, site)
-        _check_apart(program, frames, guide_trace)
+        _check_apart(program, frames, model_trace)
 
 
 def site_table(program: Program, frames: Tensor) -> list[dict[str, Any]]:
@@ -208,16 +209,16 @@ def _check_within(name: str, modelled: Site) -> None:
         )
 
 
-def _check_apart(program: Program, frames: Tensor, guide_trace: Trace) -> None:
+def _check_apart(program: Program, frames: Tensor, model_trace: Trace) -> None:
     """What a sequence's log p(x, z) is must not depend on the others of its batch, nor on chance.
 
-    They are replaced by copies of the first one, whose own must stay what it was.
+    model_trace: at draws from the guide. They are replaced by copies of the first one, whose own must stay what it was.
     """
     copies = torch.zeros(len(frames), dtype=torch.int64)
     latents = {
-        name: site["value"].index_select(plate_axis(site), copies) for name, site in latent_sites(guide_trace).items()
+        name: site["value"].index_select(plate_axis(site), copies) for name, site in latent_sites(model_trace).items()
     }
-    among_others = log_joint(replayed(program.model, frames, guide_trace))
+    among_others = log_joint(model_trace)
     among_copies = log_joint(replayed(program.model, frames[copies], as_trace(latents)))
     if not torch.isclose(among_copies[0], among_others[0], rtol=_ROUNDING):
         raise UserError(
