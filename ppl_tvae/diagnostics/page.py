@@ -21,7 +21,7 @@ th, td { padding: 0.25rem 0.5rem; border-bottom: 1px solid var(--line); text-ali
   white-space: nowrap; }
 th:first-child, td:first-child, .text { text-align: left; }
 th { white-space: normal; }
-td.text { white-space: normal; min-width: 6rem; } td.long { min-width: 16rem; }
+td.text { white-space: normal; min-width: 4rem; } td.long { min-width: 16rem; }
 .caption { margin-bottom: 0.3rem; }
 img { max-width: 100%; height: auto; background: #ffffff; border-radius: 4px; }
 figure { margin: 1rem 0; } figcaption { font-size: 0.9rem; }
@@ -29,7 +29,7 @@ pre { background: var(--soft); padding: 0.7rem; overflow-x: auto; border-radius:
 .warning { color: var(--warn); }
 @media print {
   body { max-width: none; padding: 0; } .scroll { overflow-x: visible; } table { font-size: 0.65rem; }
-  th, td { white-space: normal; } pre { white-space: pre-wrap; }
+  th, td, td.text, td.long { white-space: normal; min-width: 0; } pre { white-space: pre-wrap; }
 }
 """
 
