@@ -6,51 +6,62 @@ from typing import Any
 
 import numpy as np
 
+from ppl_tvae.diagnostics.charts import blank_figure
 from ppl_tvae.errors import UserError
 
 
 def contact_sheet(frames: np.ndarray, row_labels: Sequence[str], path: Path, title: str) -> None:
     """Write a PNG of (B, S, H, W, channel) frames in [0, 1]: one row per sequence, one column per frame.
 
-    `row_labels` names the B rows, such as "7, rotation". Channels are 1 (grey) or 3 (RGB).
-    Raises UserError if the shapes do not fit together.
+    `row_labels` names the B rows, such as "7, rotation". Sequences of a single frame stand side by side, each under its
+    label. Channels are 1 (grey) or 3 (RGB). Raises UserError if the shapes do not fit together.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    sheet = _sheet(frames, row_labels)
-    batch, time = frames.shape[:2]
-    cell = 0.62  # inches; a row label beside it stays legible
-    margin = 0.35 + 0.085 * max(len(label) for label in row_labels)
-    figure = Figure(figsize=(margin + cell * time + 0.1, cell * batch + 0.85), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    axes.imshow(
-        sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=(-0.5, time - 0.5, batch - 0.5, -0.5)
-    )
-    axes.set_aspect((sheet.shape[0] / batch) / (sheet.shape[1] / time))
-    _label(axes, row_labels, time)
-    axes.set_title(title)
+    _check(frames, row_labels)
+    shown = np.clip(frames[..., 0] if frames.shape[-1] == 1 else frames, 0, 1)
+    figure = _side_by_side(shown[:, 0], row_labels) if shown.shape[1] == 1 else _rows(shown, row_labels)
+    figure.suptitle(title)
+    figure.set_figwidth(max(figure.get_figwidth(), 0.09 * len(title)))
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
 
 
-def _sheet(frames: np.ndarray, row_labels: Sequence[str]) -> np.ndarray:
-    """The frames side by side, with a light line between them: one (rows, columns[, 3]) image."""
+def _check(frames: np.ndarray, row_labels: Sequence[str]) -> None:
     if frames.ndim != 5 or frames.shape[-1] not in (1, 3) or 0 in frames.shape or len(row_labels) != len(frames):
         raise UserError(
             f"expected frames (B, S, H, W, 1 or 3) with B row labels, found {frames.shape} with {len(row_labels)}; "
             "reshape the frames or name each row."
         )
-    lined = np.pad(frames, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=0.5)
-    batch, time, height, width, channels = lined.shape
-    sheet = lined.transpose(0, 2, 1, 3, 4).reshape(batch * height, time * width, channels)
-    return np.clip(sheet[..., 0] if channels == 1 else sheet, 0, 1)
 
 
-def _label(axes: Any, row_labels: Sequence[str], time: int) -> None:
-    step = 1 if time <= 24 else -(-time // 18)
-    axes.set_xticks(range(0, time, step))
-    axes.set_yticks(range(len(row_labels)), row_labels)
+def _rows(frames: np.ndarray, labels: Sequence[str]) -> Any:
+    """A figure of (B, S, H, W[, 3]): frames side by side, with a light line between them."""
+    batch, time = frames.shape[:2]
+    lined = np.pad(frames, ((0, 0), (0, 0), (0, 1), (0, 1), *((0, 0),) * (frames.ndim - 4)), constant_values=0.5)
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in lined])
+    cell = 0.62  # inches; a row label beside it stays legible
+    margin = 0.35 + 0.085 * max(map(len, labels))
+    figure = blank_figure(margin + cell * time + 0.1, cell * batch + 0.85)
+    axes = figure.add_subplot()
+    extent = (-0.5, time - 0.5, batch - 0.5, -0.5)
+    axes.imshow(sheet, cmap="gray", vmin=0, vmax=1, interpolation="nearest", extent=extent)
+    axes.set_aspect(lined.shape[2] / lined.shape[3])
+    axes.set_xticks(range(0, time, 1 if time <= 24 else -(-time // 18)))
+    axes.set_yticks(range(batch), labels)
     axes.set_xlabel("time s (frames)")
     axes.tick_params(length=0)
+    return figure
+
+
+def _side_by_side(images: np.ndarray, labels: Sequence[str]) -> Any:
+    """A figure of (B, H, W[, 3]): images in lines of up to a dozen, each under its label."""
+    columns = min(len(images), 12)
+    lines = -(-len(images) // columns)
+    cell = 0.95  # inches; as wide as a label
+    figure = blank_figure(cell * columns, (cell + 0.2) * lines + 0.4)
+    panels = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in panels:
+        axes.set_axis_off()
+    for axes, image, label in zip(panels, images, labels, strict=False):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.set_title(label, fontsize=7)
+    return figure

@@ -77,7 +77,7 @@ def selectivity_map(dprime: np.ndarray, classes: Sequence[str], grid: tuple[int,
     strength = np.maximum(dprime.max(axis=0), 0).reshape(grid)
     colours = np.array([to_rgb(_CLASS_COLOURS[k % len(_CLASS_COLOURS)]) for k in range(len(classes))])
     faint = 0.15 + 0.85 * (strength / max(strength.max(), 1e-12))[..., None]
-    figure = blank_figure(5.4, 9.2)
+    figure = blank_figure(5.4, 10.6)
     upper, lower = figure.subplots(2, 1)
     upper.imshow(faint * colours[best] + (1 - faint), interpolation="nearest")
     for (row, column), k in np.ndenumerate(best):
@@ -85,7 +85,7 @@ def selectivity_map(dprime: np.ndarray, classes: Sequence[str], grid: tuple[int,
     _torus_axes(upper, "class with the largest d', fainter where it is small")
     shown = lower.imshow(strength, cmap="cividis", vmin=0, interpolation="nearest")
     _torus_axes(lower, "how large it is")
-    figure.colorbar(shown, ax=lower, label="d' (standard deviations)", shrink=0.8)
+    figure.colorbar(shown, ax=lower, label="d' (standard deviations)", location="bottom", shrink=0.8)
     return png(figure)
 
 

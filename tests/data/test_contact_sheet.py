@@ -33,3 +33,26 @@ def test_rows_are_sequences_and_columns_frames(tmp_path: Path, channels: int) ->
 def test_shapes_that_do_not_fit(tmp_path: Path, shape: tuple[int, ...], labels: int) -> None:
     with pytest.raises(UserError, match="row labels, found"):
         contact_sheet(np.zeros(shape), ["a"] * labels, tmp_path / "sheet.png", "")
+
+
+def test_single_frames_stand_side_by_side(tmp_path: Path) -> None:
+    """Four sequences of one frame; only the last is lit, and so black ones lie at its left."""
+    frames = np.zeros((4, 1, 8, 8, 1))
+    frames[3] = 1
+    contact_sheet(frames, ["7, none"] * 4, tmp_path / "sheet.png", "digits")
+    with Image.open(tmp_path / "sheet.png") as image:
+        grey = np.asarray(image.convert("L"), int)
+    black_columns = np.flatnonzero((grey < 5).mean(axis=0) > 0.3)
+    assert grey.shape[1] > 2 * grey.shape[0]
+    assert grey.shape[1] * 0.6 < black_columns[-1] < grey.shape[1] * 0.78
+
+
+@pytest.mark.parametrize("num_timesteps", [1, 2, 18])
+def test_a_long_title_is_not_cut_off(tmp_path: Path, num_timesteps: int) -> None:
+    title = "hyperspherical on fashion-mnist: test sequences, and E[x | latents drawn from the guide]"
+    contact_sheet(np.zeros((2, num_timesteps, 8, 8, 3)), ["a", "b"], tmp_path / "sheet.png", title)
+    with Image.open(tmp_path / "sheet.png") as image:
+        grey = np.asarray(image.convert("L"), int)
+    title_rows = grey[:40]
+    assert (title_rows < 128).any()
+    assert (title_rows[:, [0, 1, -2, -1]] > 250).all()
