@@ -137,6 +137,15 @@ def test_chunks_that_do_not_divide_draw_the_same_weights(conjugate):
         assert (np.abs(parts.mean(axis=0) - oracle.elbo(frames)) < STANDARD_ERRORS * error).all()
 
 
+def test_calls_that_do_not_divide_draw_the_same_weights(conjugate, monkeypatch):
+    """11 particles in calls of 4, 4 and 3, between which NumPyro can be interrupted."""
+    oracle, programs, frames = conjugate
+    whole = draw_log_weights("numpyro", programs, oracle.parameters(), frames, 11, particles_per_chunk=2)
+    monkeypatch.setattr(numpyro_importance, "_PARTICLES_PER_CALL", 4)
+    parts = draw_log_weights("numpyro", programs, oracle.parameters(), frames, 11, particles_per_chunk=2)
+    np.testing.assert_allclose(parts, whole, rtol=1e-12)
+
+
 @pytest.mark.parametrize("reads_its_draw", [False, True])
 def test_pyro_runs_the_guide_once_for_several_chunks_of_particles(conjugate, reads_its_draw):
     """Reading a draw, which vmap forbids, makes particles further sequences of one batch; the weights are as right."""

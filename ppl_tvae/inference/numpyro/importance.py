@@ -8,15 +8,19 @@ from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 
 from ppl_tvae.inference.numpyro.tracing import Trace, frame_log_joint, log_joint, program_traces, traces_at
 from ppl_tvae.program import Program
+
+# Ctrl-C is heard between calls, which are waited for: seconds each at the paper's size.
+_PARTICLES_PER_CALL = 512
 
 LogWeights = Callable[[Mapping[str, jax.Array], jax.Array, jax.Array], jax.Array]
 
 
 def log_weights(program: Program, num_particles: int, *, particles_per_chunk: int = 8) -> LogWeights:
-    """A compiled function (parameters, rng_key, frames (batch, ...)) -> log weights (num_particles, batch), nats.
+    """A function (parameters, rng_key, frames (batch, ...)) -> log weights (num_particles, batch), nats.
 
     Particles are drawn in chunks, so memory does not grow with their number.
     """
@@ -39,10 +43,19 @@ def _in_chunks(
         return log_density(model_trace) - log_density(guide_trace)
 
     @jax.jit
+    def some_particles(parameters: Mapping[str, jax.Array], keys: jax.Array, frames: jax.Array) -> jax.Array:
+        draw = partial(one_particle, parameters, frames=frames)
+        return jax.lax.map(draw, keys, batch_size=min(chunk, len(keys)))
+
+    num_calls = -(-num_particles // max(chunk, _PARTICLES_PER_CALL))
+    size = -(-num_particles // num_calls)  # the same for all calls, so that one program is compiled
+
     def all_particles(parameters: Mapping[str, jax.Array], rng_key: jax.Array, frames: jax.Array) -> jax.Array:
         keys = jax.random.split(rng_key, num_particles)
-        draw = partial(one_particle, parameters, frames=frames)
-        return jax.lax.map(draw, keys, batch_size=min(chunk, num_particles))
+        # The last call may lack a few keys: it is given the first ones again, and what comes of these is dropped.
+        keys = jnp.resize(keys, (num_calls, size))
+        weights = [jax.block_until_ready(some_particles(parameters, some, frames)) for some in keys]
+        return jnp.concatenate(weights)[:num_particles]
 
     return all_particles
 
