@@ -111,11 +111,12 @@ def weighing(experiment: Experiment, data: SequenceData, batch_size: int, num_pa
     model = plain_model(experiment, frames[0, 0].numel())
     draw = log_weights(assemble(experiment, "pyro"), num_particles)
     parameters = {name: value.detach() for name, value in model.state_dict().items()}
-    return {
+    found = {
         PPL: _repeating(lambda: draw(parameters, frames)),
         PLAIN: _repeating(lambda: model.log_weights(frames, num_particles, CHUNK)),
         PRODUCTS: _repeating(lambda: model.networks(frames, num_particles, CHUNK)),
     }
+    return {name: _done(run) for name, run in found.items()} if frames.is_cuda else found
 
 
 def _repeating(compute: Callable[[], torch.Tensor]) -> Callable[[int], None]:

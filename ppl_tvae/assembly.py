@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -62,10 +63,12 @@ def load_program(path: Path) -> Program:
     """The `model` and `guide` that a user's file exports. Running it is running code. Raises UserError."""
     if not path.is_file():
         raise UserError(f"expected a program file at '{path}', found none")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # A name of its own: a program may be called numpy.py, and dataclasses look for their module by its name.
+    spec = importlib.util.spec_from_file_location(f"program {path.resolve()}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"expected a Python file, found '{path}'")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:

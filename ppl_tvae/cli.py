@@ -104,8 +104,8 @@ def _resumed(options: argparse.Namespace, given: dict[str, Any]) -> "Run":
     if options.config is not None:
         expected = asdict(read_toml(options.config)) | given
         written |= set(read_settings(options.config))
-    for name, value in expected.items():
-        own = getattr(run.experiment, name)
+    for name in written:
+        own, value = getattr(run.experiment, name), expected[name]
         if name not in CHANGEABLE and value is not None and not _same(name, value, own):
             raise UserError(
                 f"expected the run's own {name} = {own!r} with --resume, found {value!r}; leave it out, or start a "

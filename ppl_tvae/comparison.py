@@ -15,7 +15,9 @@ from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.runs import Run, run_at
 
 # What must be the same for two numbers to measure the same thing.
-_CONDITIONS = ("likelihood", "data", "data_digest", "transforms", "split", "num_timesteps", "unit")
+_CONDITIONS = (
+    "likelihood", "data", "data_digest", "transforms", "split", "validation_fraction", "num_timesteps", "unit",
+)  # fmt: skip
 # Settings of an estimate that are part of its name only where they are not the default.
 _SELDOM_CHANGED: dict[str, Any] = {
     **{
@@ -146,13 +148,21 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The conditions of the newest estimate of a run's parameters, and the newest of each estimator under these."""
+    """The conditions of the newest estimate of a run's parameters, and of each estimator under these the newest record.
+
+    A record over more sequences stands before a later one over fewer, as Ctrl-C leaves it.
+    """
     records = run.present_evaluations()
     if not records:
         found = "only those of earlier parameters" if run.evaluations() else "none"
         raise UserError(f"expected estimates in '{run.path}', found {found}; run ppl-tvae evaluate {run.path} first")
-    newest = _condition(records[-1], run)
-    return newest, {_label(record): record for record in records if _condition(record, run) == newest}
+    newest, chosen = _condition(records[-1], run), dict[str, dict[str, Any]]()
+    for record in records:
+        name = _label(record)
+        fewer = name in chosen and record["num_sequences"] < chosen[name]["num_sequences"]
+        if _condition(record, run) == newest and not fewer:
+            chosen[name] = record
+    return newest, chosen
 
 
 def _label(record: dict[str, Any]) -> str:

@@ -269,9 +269,9 @@ def _defaults_for(experiment: Experiment) -> dict[str, Any]:
     if experiment.model in ("tvae", "bubble", "static", "torus"):
         defaults["mu"] = 10.0 if torus else 30.0
     if experiment.model in ("tvae", "bubble", "static", "torus") and not experiment.lattice:
-        capsule_dim = experiment.capsule_dim or size
+        capsule_dim = experiment.capsule_dim or (324 if torus else size)
         width = {"tvae": 1, "bubble": 5}.get(experiment.model, 3) if sprites else 3
-        defaults["spatial_width"] = min(capsule_dim, 5 if torus else width)
+        defaults["spatial_width"] = min(math.isqrt(capsule_dim), 5) if torus else min(capsule_dim, width)
         if experiment.model == "tvae":
             share = 2 / 3 if sprites else 13 / 18  # the paper's L = 1/3 and 13/36 of S, which count one side
             defaults["temporal_window"] = max(1, min(capsule_dim, round(timesteps * share)))

@@ -143,12 +143,12 @@ def diagnose(
     run = run_at(run)
     counts = {"num_sequences": num_sequences, "num_draws": num_draws, "metric_sequences": metric_sequences}
     _check(counts | {"simulated_sequences": simulated_sequences}, split, seed)
+    data = data_of(run.experiment, transforms)
     if mcmc is not None:
         check_chains(mcmc, mcmc_sequences, num_sequences)
     if gap_guide is not None:
-        check_gap(gap_guide, gap_sequences)
+        check_gap(gap_guide, len(data.plan(split, max(1, gap_sequences)).image))
     against: dict[str, Any] = {}
-    data = data_of(run.experiment, transforms)
     with evaluator(run, data, backend, device, seed) as ready:  # one for all, for what it compiles
         attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
         tree = _tree(run, ready, data, num_sequences, num_draws, attrs)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ppl_tvae.diagnostics.calibration import PROBABILITY, calibration
+from ppl_tvae.diagnostics.convergence import NOT_BELIEVABLE
 from ppl_tvae.diagnostics.page import Picture, Section, Table, Warning, with_error
 from ppl_tvae.diagnostics.predictive import EXTREME, FEWEST_DRAWS
 from ppl_tvae.figures import diagnosis_charts
@@ -37,8 +38,8 @@ def _fit(run: Run) -> Section:
     """The guide against MCMC, and against a guide fitted to each sequence."""
     found, parts = run.diagnosis(), list[Any]()
     if mcmc := found.get("mcmc"):
-        believed = mcmc["verdict"].startswith("MCMC can")
-        parts.append(f"{mcmc['verdict']}." if believed else Warning(f"{run.name}: {mcmc['verdict']}."))
+        doubted = [name for name, each in mcmc["convergence"].items() if each["verdict"].startswith(NOT_BELIEVABLE)]
+        parts.append(Warning(f"{run.name}: {mcmc['verdict']}.") if doubted else f"{mcmc['verdict']}.")
         caption = (
             f"{mcmc['kernel']}: {mcmc['num_chains']} chains of {mcmc['num_draws']} draws on {mcmc['num_sequences']} "
             f"sequences; a cell in the middle of all (median), R-hat also at 90 %. Difference of means: guide minus "

@@ -15,6 +15,7 @@ from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.temperatures import Annealing, check_annealing
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
+from ppl_tvae.loop import Interrupted
 from ppl_tvae.models import catalogue
 from ppl_tvae.runs import Run, run_at
 from ppl_tvae.trained import SEQUENCES_PER_BATCH, evaluator
@@ -84,8 +85,8 @@ def evaluate(
     the host's automatic guides, fitted to each sequence alone, in place of the run's own. transforms: what moves in the
     sequences, where that is something else than in training. docs/likelihoods.md defines each estimator.
     Each record goes to evaluation.json as soon as it is there, with every setting needed to repeat it and the value of
-    each sequence, for paired comparisons. After Ctrl-C the records are those of the sequences done by then.
-    Raises UserError.
+    each sequence, for paired comparisons. After Ctrl-C so does that of the estimator at hand, over the sequences that
+    are done. Raises UserError, or Interrupted of `loop`.
     """
     run = run_at(run)
     names = (estimators,) if isinstance(estimators, str) else estimators
@@ -102,6 +103,11 @@ def evaluate(
             record |= {"backend": backend or run.experiment.backend, "parameters": digest}
             run.add_evaluation(record)
             records.append(record)
+    if records[-1]["num_sequences"] < len(plan.image):
+        raise Interrupted(
+            f"stopped after {records[-1]['num_sequences']} of {len(plan.image)} sequences; what these give is in "
+            f"'{run.path / 'evaluation.json'}'"
+        )
     return records
 
 
@@ -117,15 +123,22 @@ class _Estimate(NamedTuple):
 
 
 def _estimates(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterator[_Estimate]:
+    """All that is asked for; after Ctrl-C those that come of the sequences done by then are the last ones."""
     asked = request.estimators
+    groups: list[Iterator[_Estimate]] = []
     if any(name in asked for name in _OF_WEIGHTS):
-        yield from _from_weights(ready, plan, request, quiet)
+        groups.append(_from_weights(ready, plan, request, quiet))
     if "released-is" in asked:
-        yield from _released(ready, plan, request, quiet)
+        groups += [_released(ready, plan, k, quiet) for k in sorted(set(request.particles))]
     if "ais" in asked:
-        yield from _annealed(ready, plan, request.annealing, quiet)
+        groups.append(_annealed(ready, plan, request.annealing, quiet))
     if "sandwich" in asked:
-        yield from _sandwich(ready, plan, request.annealing, quiet)
+        groups.append(_sandwich(ready, plan, request.annealing, quiet))
+    for group in groups:
+        for estimate in group:
+            yield estimate
+        if len(estimate.values) < len(plan.image):
+            return
 
 
 def _from_weights(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterator[_Estimate]:
@@ -165,18 +178,14 @@ def _trust(log_weights: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _released(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterator[_Estimate]:
-    for k in sorted(set(request.particles)):
+def _released(ready: Any, plan: Plan, num_particles: int, quiet: bool) -> Iterator[_Estimate]:
+    def draw(part: Plan, index: int, _: Any) -> np.ndarray:
+        return ready.log_weights(part, index, num_particles, per_frame=True)
 
-        def draw(part: Plan, index: int, _: Any, k: int = k) -> np.ndarray:
-            return ready.log_weights(part, index, k, per_frame=True)
-
-        collected, seconds = _collect(plan, draw, "released-is", 1, quiet)
-        per_frame = np.concatenate(collected, axis=1).astype(np.float64)
-        values = bounds.released_is(per_frame) * per_frame.shape[2]
-        yield _Estimate(
-            "released-is", {"num_particles": k}, "NO bound (the released code's score)", values, seconds, {}
-        )
+    collected, seconds = _collect(plan, draw, "released-is", 1, quiet)
+    per_frame = np.concatenate(collected, axis=1).astype(np.float64)
+    values, settings = bounds.released_is(per_frame) * per_frame.shape[2], {"num_particles": num_particles}
+    yield _Estimate("released-is", settings, "NO bound (the released code's score)", values, seconds, {})
 
 
 def _annealed(ready: Any, plan: Plan, annealing: Annealing, quiet: bool) -> Iterator[_Estimate]:
@@ -252,6 +261,8 @@ def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request
         **({"data_digest": experiment.data_digest} if experiment.data_digest else {}),
         "transforms": list(data.transforms),
         "split": request.split,
+        # Which training images are held out for validation; test sequences do not depend on it.
+        **({"validation_fraction": experiment.validation_fraction} if request.split != "test" else {}),
         "num_sequences": len(per_frame),
         "num_timesteps": data.num_timesteps,
         "seed": request.seed,

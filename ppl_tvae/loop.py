@@ -42,7 +42,7 @@ class Loop:
         self.seconds = self.seconds_pending = 0.0
         self.rate = 1.0  # steps per second: a first guess, then that of the last chunk
         self.stop = False
-        self.quiet = quiet
+        self.told_execution = quiet
         self.bar = tqdm(total=run.experiment.steps, unit="step", disable=True if quiet else None, dynamic_ncols=True)
 
     def begin(self, elbo: float) -> None:
@@ -74,9 +74,9 @@ class Loop:
 
     def _tell_execution(self) -> None:
         """Once, after the first chunk: only then is it known whether a GPU can take a program's steps as a graph."""
-        if not self.quiet and self.trainer.execution:
+        if not self.told_execution and self.trainer.execution:
             self.bar.write(f"steps are {self.trainer.execution}", file=sys.stderr)
-            self.quiet = True
+            self.told_execution = True
 
     def _finished(self) -> bool:
         return self.step >= self.run.experiment.steps or 0 < self.run.experiment.patience <= self.stale
@@ -193,13 +193,19 @@ class Loop:
             signal.signal(signal.SIGINT, previous)
 
 
-def run_together(loops: Sequence[Loop], advance: Callable[[Sequence[Any], Sequence[Plan]], np.ndarray]) -> None:
+def run_together(
+    loops: Sequence[Loop],
+    advance: Callable[[Sequence[Any], Sequence[Plan]], np.ndarray],
+    diverged: Sequence[str] = (),
+) -> None:
     """Train runs that differ in their seed in lock-step: advance(trainers, plans) -> losses (runs, steps).
 
     A run that diverges or loses its patience ends there, and the others go on. Ctrl-C ends all of them. Raises Diverged
-    at the end, and Interrupted, with a sentence for each run concerned.
+    at the end, and Interrupted, with a sentence for each run concerned. diverged: such sentences from before.
     """
-    diverged: list[str] = []
+    diverged = list(diverged)
+    if not loops:
+        raise Diverged("; ".join(diverged))
     with ExitStack() as context:
         for loop in loops:
             context.enter_context(loop.bar)

@@ -163,7 +163,10 @@ def _trained(experiment: Experiment, path: Path, quiet: bool) -> Run:
     run = open_run(path)
     _check_is(run, experiment)
     done = max((row["step"] for row in run.metrics()), default=-1)
-    return run if done >= experiment.steps else resume(path, device=experiment.device, quiet=quiet)
+    if done < experiment.steps:
+        return resume(path, device=experiment.device, data_dir=experiment.data_dir or None, quiet=quiet)
+    # Where its data are may have changed since.
+    return replace(run, experiment=replace(run.experiment, data_dir=experiment.data_dir or run.experiment.data_dir))
 
 
 def _check_is(run: Run, experiment: Experiment) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
-from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +74,17 @@ def _all_at_once(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: boo
     with trainer_of(resolved[0], data) as first:
         trainers = [first, *(_reseeded(first, each, data) for each in resolved[1:])]
         held_out, optimization = held_out_plan(resolved[0], data), optimization_of(resolved[0])
-        elbos = [first_elbo(*each) for each in zip(resolved, repeat(held_out), trainers)]
-        loops = [
-            Loop(create_run(path, each), data, held_out, trainer, optimization, quiet or each is not resolved[0])
-            for path, each, trainer in zip(paths, resolved, trainers, strict=True)
-        ]
-        for loop, elbo in zip(loops, elbos, strict=True):
-            loop.begin(elbo)
-        run_together(loops, import_module("ppl_tvae.inference.numpyro.svi").advance_together)
+        loops: list[Loop] = []
+        diverged: list[str] = []
+        for path, each, trainer in zip(paths, resolved, trainers, strict=True):
+            try:
+                elbo = first_elbo(each, held_out, trainer)
+            except Diverged as error:
+                diverged.append(f"seed {each.seed}: {error}")
+                continue
+            loops.append(Loop(create_run(path, each), data, held_out, trainer, optimization, quiet or bool(loops)))
+            loops[-1].begin(elbo)
+        run_together(loops, import_module("ppl_tvae.inference.numpyro.svi").advance_together, diverged)
     return [loop.run for loop in loops]
 
 

@@ -1,5 +1,6 @@
 """Figures of a run's lattice: which cells are active together, and what the positions of a torus prefer."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,21 @@ def has_lattice(experiment: Experiment) -> bool:
 
 
 def is_torus(experiment: Experiment) -> bool:
-    """Whether the positions of a capsule lie on a 2-D torus."""
-    return experiment.program_file is None and experiment.model == "torus"
+    """Whether the positions of a capsule lie on a square 2-D torus; with a W of the user's own they need not."""
+    positions = experiment.capsule_dim or 0
+    return experiment.program_file is None and experiment.model == "torus" and math.isqrt(positions) ** 2 == positions
 
 
-def draw_energies(run: Run, data: SequenceData, ready: Any, num_sequences: int = 200) -> Path:
+def draw_energies(run: Run, data: SequenceData, ready: Any, num_sequences: int = 200) -> Path | None:
     """A PNG in the run's figures: correlation between cells, as W has it under the prior, and of the guide's draws.
+
+    None where there are fewer than two test sequences, over which nothing correlates.
 
     Of the energies W u**2 and of |t|, one draw of the guide for each test sequence; `energies.cell_correlation`.
     """
     sites = _latents(data, ready, num_sequences, ("u", "t"))
+    if len(sites["u"]) < 2:
+        return None
     lattice = _trained_lattice(run)
     cells = lattice.num_timesteps, lattice.capsule_dim
     names = ("time s", "position d")

@@ -285,13 +285,19 @@ def _check_can_go_on(run: Run, checkpoint: Checkpoint | None, steps: int) -> Non
 
 
 def _check_fits(expected: Mapping[str, np.ndarray], checkpoint: Checkpoint, path: Path) -> None:
-    """A state from another program, which was edited in the meantime, is refused."""
-    for name, array in expected.items():
-        found = checkpoint.arrays[name].shape if name in checkpoint.arrays else "nothing"
-        if found != array.shape:
+    """A state from another program, which was edited in the meantime, is refused. Raises UserError."""
+    for name in dict.fromkeys([*expected, *checkpoint.arrays]):
+        # torch's optimiser has no memory before the first step; random streams are those of the devices that ran.
+        if name.startswith(("optimizer.", "random.")):
+            continue
+        wanted, found = (
+            f"of shape {arrays[name].shape}" if name in arrays else "nowhere"
+            for arrays in (expected, checkpoint.arrays)
+        )
+        if wanted != found:
             raise UserError(
-                f"expected {name} of shape {array.shape} in the state of '{path}', found {found}: it was saved by "
-                f"another program or settings; put these back, or start a new run"
+                f"expected {name} {wanted} in the state of '{path}', found it {found}: it was saved by another program "
+                f"or settings; put these back, or start a new run"
             )
 
 

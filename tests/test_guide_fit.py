@@ -1,6 +1,7 @@
 """The guide against MCMC and against fitted guides: known answers on conjugate programs, then whole runs."""
 
 import json
+import re
 from html import escape
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -127,7 +128,7 @@ def judged(backend, parameters, settings, num_draws=400):
 )
 def test_what_is_wrong_with_a_guide_is_found_and_noise_is_not(shifts, means, scales, backend):
     found = judged(backend, with_guide(**shifts), MCMC(num_warmup=150, num_draws=400, num_chains=2))
-    assert found["verdict"].startswith("MCMC can")
+    assert re.match("MCMC can (roughly )?be believed for a, b and ", found["verdict"])
     assert set(found["convergence"]) == set(found["guide"]) == {"a", "b", LIKELIHOOD}
     assert found["convergence"]["a"]["num_cells"] == 2  # one for each sequence
     verdict = found["guide"]["a"]["verdict"]

@@ -213,7 +213,7 @@ def test_a_state_of_another_program_is_refused(tmp_path):
     run = train(small_training(tmp_path, "pyro"), tmp_path / "run", quiet=True)
     config = tmp_path / "run" / "config.toml"
     config.write_text(config.read_text().replace("    8,\n", "    9,\n"))
-    with pytest.raises(UserError, match=r"of shape \(9, 108\) in the state of .*, found \(8, 108\)"):
+    with pytest.raises(UserError, match=r"of shape \(9, 108\) in the state of .*, found it of shape \(8, 108\)"):
         resume(run.path, steps=60)
 
 

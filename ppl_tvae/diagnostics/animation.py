@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ppl_tvae.diagnostics.contact_sheet import as_picture, tiled
 from ppl_tvae.errors import UserError
 
 _MILLISECONDS = 180  # per frame
@@ -14,25 +15,26 @@ _COLOURS = 64  # of the palette; more make the file larger, and nobody sees them
 def animation(frames: np.ndarray, row_labels: Sequence[str], column_labels: Sequence[str], path: Path) -> None:
     """Write a looping GIF of (rows, columns, S, H, W, channel) frames in [0, 1], time as time.
 
-    Channels are 1 (grey) or 3 (RGB). Raises UserError if the shapes do not fit together.
+    Channels are shown as `as_picture` says. Raises UserError if the shapes do not fit together.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
     counts = (len(row_labels), len(column_labels))
-    if frames.ndim != 6 or frames.shape[:2] != counts or frames.shape[-1] not in (1, 3) or 0 in frames.shape:
+    if frames.ndim != 6 or frames.shape[:2] != counts or 0 in frames.shape:
         raise UserError(
-            f"expected frames (rows, columns, S, H, W, 1 or 3) with a label for each row and column, found "
+            f"expected frames (rows, columns, S, H, W, channel) with a label for each row and column, found "
             f"{frames.shape} with {counts[0]} and {counts[1]}"
         )
     rows, columns, num_timesteps = frames.shape[:3]
+    pictures_of = as_picture(frames)
     margin = 0.35 + 0.085 * max(map(len, row_labels))
     figure = Figure(figsize=(margin + 1.1 * columns, 0.7 + 1.0 * rows), layout="constrained", dpi=100)
     canvas = FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     shown = axes.imshow(
-        _tiled(frames[:, :, 0]), cmap="gray", vmin=0, vmax=1, interpolation="nearest",
+        tiled(pictures_of[:, :, 0]), cmap="gray", vmin=0, vmax=1, interpolation="nearest",
         extent=(-0.5, columns - 0.5, rows - 0.5, -0.5),
     )  # fmt: skip
     axes.set_aspect(frames.shape[3] / frames.shape[4])
@@ -41,17 +43,9 @@ def animation(frames: np.ndarray, row_labels: Sequence[str], column_labels: Sequ
     axes.tick_params(length=0)
     pictures = []
     for s in range(num_timesteps):
-        shown.set_data(_tiled(frames[:, :, s]))
+        shown.set_data(tiled(pictures_of[:, :, s]))
         axes.set_title(f"time s = {s:2d} of {num_timesteps} frames", fontsize=10)
         canvas.draw()
         drawn = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
         pictures.append(drawn.quantize(_COLOURS, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE))
     pictures[0].save(path, format="GIF", save_all=True, append_images=pictures[1:], duration=_MILLISECONDS, loop=0)
-
-
-def _tiled(frames: np.ndarray) -> np.ndarray:
-    """Frames (rows, columns, H, W, channel) side by side with light lines between: one (H', W'[, 3]) image."""
-    lined = np.pad(frames, ((0, 0), (0, 0), (0, 1), (0, 1), (0, 0)), constant_values=0.5)
-    rows, columns, height, width, channels = lined.shape
-    sheet = lined.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
-    return np.clip(sheet[..., 0] if channels == 1 else sheet, 0, 1)

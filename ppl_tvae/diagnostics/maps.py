@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from ppl_tvae.diagnostics.charts import COLOURS, blank_figure, png
+from ppl_tvae.diagnostics.contact_sheet import as_picture, tiled
 from ppl_tvae.diagnostics.energies import by_offset
 
 # Okabe & Ito have eight colours; classes beyond them are told apart by their number alone.
@@ -52,14 +53,12 @@ def _offset_map(axes: Any, values: np.ndarray, axes_names: tuple[str, str]) -> N
 def image_map(images: np.ndarray, grid: tuple[int, int], title: str) -> bytes:
     """A PNG: images (rows*columns, H, W, channel) in [0, 1] laid out on the grid, each at its cell."""
     rows, columns = grid
-    tiles = np.pad(images, ((0, 0), (0, 1), (0, 1), (0, 0)), constant_values=0.5)
-    height, width, channels = tiles.shape[1:]
-    laid = tiles.reshape(rows, columns, height, width, channels).transpose(0, 2, 1, 3, 4)
-    laid = np.clip(laid.reshape(rows * height, columns * width, channels), 0, 1)
+    laid = tiled(as_picture(images.reshape(rows, columns, *images.shape[1:])))
+    height, width = laid.shape[0] // rows, laid.shape[1] // columns
     figure = blank_figure(6.0, 6.0 * rows * height / (columns * width) + 0.5)
     axes = figure.add_subplot()
     extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
-    axes.imshow(laid[..., 0] if channels == 1 else laid, cmap="gray", vmin=0, vmax=1, extent=extent)
+    axes.imshow(laid, cmap="gray", vmin=0, vmax=1, extent=extent)
     axes.set_aspect(height / width)
     _torus_axes(axes, title)
     return png(figure)

@@ -95,7 +95,8 @@ class Annealer:
         model = substitute(seed(self._program.model, key_latents), data=self._parameters)
         sites = trace(model).get_trace(frames)
         latents = {name: site["value"] for name, site in latent_sites(sites).items()}
-        return sites[OBSERVED]["fn"].sample(key_frames), latents
+        # Pixels of a Bernoulli are drawn as integers, and a program is promised frames as in training.
+        return sites[OBSERVED]["fn"].sample(key_frames).astype(frames.dtype), latents
 
     def _repeated(self, values: jax.Array) -> jax.Array:
         return jnp.tile(values, (self._annealing.num_chains, *(1,) * (values.ndim - 1)))

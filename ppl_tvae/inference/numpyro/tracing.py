@@ -173,9 +173,15 @@ def log_joint(sites: Trace) -> jax.Array:
 
 
 def frame_log_joint(sites: Trace) -> jax.Array:
-    """The sum over all random sites, per frame: (batch, S), nats. Raises UserError where a site has no frames."""
-    random = [site for site in sites.values() if site["type"] == "sample"]
-    return sum((log_prob_per_frame(site) for site in random), start=jnp.zeros(()))
+    """The sum over all random sites, per frame: (batch, S), nats. Raises UserError where a site has other frames."""
+    random = {name: site for name, site in sites.items() if site["type"] == "sample"}
+    scores = {name: log_prob_per_frame(site) for name, site in random.items()}
+    if len({score.shape[1] for score in scores.values()}) > 1:
+        found = ", ".join(f"{score.shape[1]} in '{name}'" for name, score in scores.items())
+        raise UserError(
+            f"expected every site to have the same number of frames for a score per frame, found {found}"
+        )
+    return sum(scores.values(), start=jnp.zeros(()))
 
 
 def log_prob_per_frame(site: Site) -> jax.Array:

@@ -85,7 +85,7 @@ class Annealer:
         with parameters_as(self._parameters):
             sites = trace(self._program.model).get_trace(frames)
             latents = {name: site["value"] for name, site in latent_sites(sites).items()}
-            return sites.nodes[OBSERVED]["fn"].sample(), latents
+            return sites.nodes[OBSERVED]["fn"].sample().to(frames.dtype), latents
 
     def _repeated(self, values: Tensor) -> Tensor:
         return values.repeat(self._annealing.num_chains, *(1,) * (values.ndim - 1))

@@ -45,6 +45,7 @@ class Evaluator:
         self._like = self._render(self._tables, to_device(first_plan))
         self._parameters = parameters_of(program, values, self._like)
         self._posterior_draw, self._prior_draw = posterior_draw(program), prior_draw(program)
+        self._samplers: dict[Any, Any] = {}
 
     def frames(self, plan: Any) -> np.ndarray:
         """The frames of a plan, as observed: (batch, time, height, width, channel)."""
@@ -52,10 +53,12 @@ class Evaluator:
 
     def log_weights(self, plan: Any, batch_index: int, num_particles: int, per_frame: bool = False) -> np.ndarray:
         """log importance weights, (num_particles, batch), nats per sequence; per frame (num_particles, batch, S)."""
-        draw = (frame_log_weights if per_frame else log_weights)(self._program, num_particles)
+        key = (num_particles, per_frame)
+        if key not in self._samplers:  # each finds out once what its guide can do
+            self._samplers[key] = (frame_log_weights if per_frame else log_weights)(self._program, num_particles)
         frames = self._render(self._tables, to_device(plan))
         self._set_noise(batch_index)
-        weights = draw(self._parameters, frames).numpy(force=True)
+        weights = self._samplers[key](self._parameters, frames).numpy(force=True)
         return_freed_memory()
         return weights
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
+from ppl_tvae.errors import UserError
 from ppl_tvae.inference.objective import ELBO as HELD_OUT
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
@@ -121,30 +122,37 @@ class Trainer:
     def state(self) -> Arrays:
         """Everything exact resumption needs, by name."""
         arrays = {f"parameter.{name}": _to_numpy(value) for name, value in self._store["params"].items()}
+        names = list(self._store["params"])
         for index, slots in self._optimizer.state_dict()["state"].items():
             for slot, value in slots.items():
-                arrays[f"optimizer.{index}.{slot}"] = _to_numpy(torch.as_tensor(value))
+                arrays[f"optimizer.{names[index]}.{slot}"] = _to_numpy(torch.as_tensor(value))
         arrays["steps_done"] = np.asarray(self._steps_done)
         arrays["random.cpu"] = _to_numpy(torch.get_rng_state())
-        if torch.cuda.is_available():
+        if self._on_gpu:
             arrays["random.cuda"] = _to_numpy(torch.cuda.get_rng_state())
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take up a state that `state` returned, in this process or another."""
+        """Take up a state that `state` returned, in this process or another.
+
+        Raises UserError where it has the optimiser's memory of a parameter that is not there.
+        """
         with torch.no_grad():
             for name, value in self._store["params"].items():
                 value.copy_(torch.from_numpy(arrays[f"parameter.{name}"].copy()))
         groups = self._optimizer.state_dict()["param_groups"]
+        numbers = {name: number for number, name in enumerate(self._store["params"])}
         slots: dict[int, dict[str, Tensor]] = {}
         for key in (key for key in arrays if key.startswith("optimizer.")):
-            _, index, slot = key.split(".")
-            slots.setdefault(int(index), {})[slot] = torch.from_numpy(arrays[key].copy())
+            name, slot = key.removeprefix("optimizer.").rsplit(".", 1)
+            if name not in numbers:
+                raise UserError(f"expected a state of parameters {', '.join(numbers)}, found one with '{name}' too")
+            slots.setdefault(numbers[name], {})[slot] = torch.from_numpy(arrays[key].copy())
         self._optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self._runner = None  # the optimiser has new tensors, and a recording writes to the old ones
         self._steps_done = int(arrays["steps_done"])
         torch.set_rng_state(torch.from_numpy(arrays["random.cpu"].copy()))
-        if torch.cuda.is_available() and "random.cuda" in arrays:
+        if self._on_gpu and "random.cuda" in arrays:
             torch.cuda.set_rng_state(torch.from_numpy(arrays["random.cuda"].copy()))
 
     def snapshot(self) -> Any:

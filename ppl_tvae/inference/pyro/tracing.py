@@ -210,17 +210,23 @@ def _random_sites(sites: Trace) -> dict[str, Site]:
 
 
 def frame_log_joint(sites: Trace) -> Tensor:
-    """The sum over all random sites, per frame: (batch, S), nats. Raises UserError where a site has no frames."""
-    return sum((log_prob_per_frame(site) for site in _random_sites(sites).values()), start=torch.zeros(()))
+    """The sum over all random sites, per frame: (batch, S), nats. Raises UserError where a site has other frames."""
+    scores = {name: log_prob_per_frame(site) for name, site in _random_sites(sites).items()}
+    if len({score.shape[1] for score in scores.values()}) > 1:
+        found = ", ".join(f"{score.shape[1]} in '{name}'" for name, score in scores.items())
+        raise UserError(
+            f"expected every site to have the same number of frames for a score per frame, found {found}"
+        )
+    return sum(scores.values(), start=torch.zeros(()))
 
 
 def log_prob_per_frame(site: Site) -> Tensor:
     """log p(value) of a site whose event begins with time, per frame: (batch, S), nats. Raises UserError otherwise."""
     fn = site["fn"]
-    if not isinstance(fn, Independent) or site["value"].ndim < 2:
+    if not isinstance(fn, Independent) or site["value"].ndim < 2 or site["mask"] is not None:
         raise UserError(
             f"expected site '{site['name']}' to be independent over time for a score per frame, "
-            f"found {type(fn).__name__}"
+            f"found {type(fn).__name__}{' under a mask' if site['mask'] is not None else ''}"
         )
     values = fn.base_dist.log_prob(site["value"])
     return torch.sum(values.reshape(*values.shape[:2], -1), dim=-1)
