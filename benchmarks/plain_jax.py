@@ -1,8 +1,9 @@
 """The Topographic VAE in JAX and optax alone, as one would write it without a probabilistic programming language.
 
 The yardstick of `ppl_tvae.models.numpyro`: the same networks, diagonal normal guide, binarised pixels, ELBO with
-analytic KL, and Adam, a chunk of steps in one compiled loop. Parameters have the flat names of ours. It uses nothing of
-ppl_tvae; W and the function that renders frames are handed in.
+analytic KL, and Adam, a chunk of steps in one compiled loop. Parameters have the flat names of ours. It uses
+nothing of ppl_tvae but how a step is compiled (XLA's options, and products in fewer bits where they are asked for); W
+and the function that renders frames are handed in.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ppl_tvae.figures import draw_figures as draw_figures
     from ppl_tvae.inference.mcmc import MCMC as MCMC
     from ppl_tvae.inference.temperatures import Annealing as Annealing
+    from ppl_tvae.inference.unamortised import Unamortised as Unamortised
     from ppl_tvae.pictures import reconstruction_sheet as reconstruction_sheet
     from ppl_tvae.pictures import traversal_animation as traversal_animation
     from ppl_tvae.pictures import traversal_sheet as traversal_sheet
@@ -45,6 +46,7 @@ _HOMES = {
     "compare": "comparison",
     "Annealing": "inference.temperatures",
     "MCMC": "inference.mcmc",
+    "Unamortised": "inference.unamortised",
     "Program": "program",
     "Run": "runs",
     "write_report": "report",

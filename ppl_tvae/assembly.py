@@ -56,6 +56,16 @@ def lattice_of(experiment: Experiment) -> lattice.Lattice | None:
     assert window
     if experiment.model == "bubble":
         return lattice.stationary(S, D, window, width)
+    if width > D or width % 2 == 0:
+        raise UserError(
+            f"expected an odd spatial_width of at most the {D} positions of a capsule with model 'tvae', whose band "
+            f"has as many positions on either side, found {width}"
+        )
+    if width > 1 and window == 1:
+        raise UserError(
+            f"expected a temporal_window of at least 2 with spatial_width {width} and model 'tvae', whose band ends "
+            f"with its window, found 1; name model 'static' for neighbours in space alone, or spatial_width 1"
+        )
     return lattice.shifting(S, D, window, band=width // 2)
 
 

@@ -37,7 +37,12 @@ class Entry(NamedTuple):
     num_sequences: int
 
     def __str__(self) -> str:
-        return f"{self.value:.2f} ± {self.standard_error:.2f}"
+        known = not math.isnan(self.standard_error)
+        return f"{self.value:.2f} ± {self.standard_error:.2f}" if known else f"{self.value:.2f}"
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON, which knows no nan."""
+        return {name: None if math.isnan(value) else value for name, value in self._asdict().items()}
 
 
 class Comparison(NamedTuple):
@@ -52,12 +57,14 @@ class Comparison(NamedTuple):
     verdicts: dict[str, str]
 
 
-def compare(runs: Sequence[Run | Path | str]) -> Comparison:
-    """The newest estimates of each run, or of that in each directory.
+def compare(runs: Run | Path | str | Sequence[Run | Path | str]) -> Comparison:
+    """The newest estimates of each run, or of that in each directory; of one or of several.
 
     Raises UserError where they do not measure the same thing.
     """
-    opened = [run_at(run) for run in runs]
+    opened = [run_at(run) for run in ((runs,) if isinstance(runs, Run | Path | str) else runs)]
+    if not opened:
+        raise UserError("expected at least one run, found none; name a run directory")
     check_names(opened)
     conditions, records = {}, {}
     for run in opened:
@@ -137,7 +144,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     """The same as plain values."""
 
     def plain(table: dict[str, dict[str, Entry]]) -> dict[str, Any]:
-        return {name: {key: entry._asdict() for key, entry in own.items()} for name, own in table.items()}
+        return {name: {key: entry.plain() for key, entry in own.items()} for name, own in table.items()}
 
     return {
         "header": comparison.header,

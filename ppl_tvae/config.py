@@ -8,6 +8,7 @@ import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
@@ -195,9 +196,11 @@ def _of_its_type(setting: Field[Any], value: Any) -> Any:
 
 
 def _is_a(value: Any, kind: type) -> bool:
+    """Numbers of NumPy are numbers too."""
     if isinstance(value, bool):
         return kind is bool
-    return isinstance(value, int | float) if kind is float else isinstance(value, kind)
+    abstract: dict[type, Any] = {float: Real, int: Integral}
+    return isinstance(value, abstract.get(kind, kind))
 
 
 def _check_names(experiment: Experiment) -> None:
@@ -274,7 +277,8 @@ def _defaults_for(experiment: Experiment) -> dict[str, Any]:
         defaults["spatial_width"] = min(math.isqrt(capsule_dim), 5) if torus else min(capsule_dim, width)
         if experiment.model == "tvae":
             share = 2 / 3 if sprites else 13 / 18  # the paper's L = 1/3 and 13/36 of S, which count one side
-            defaults["temporal_window"] = max(1, min(capsule_dim, round(timesteps * share)))
+            defaults["temporal_window"] = min(capsule_dim, timesteps, max(2, round(timesteps * share)))
+            defaults["spatial_width"] -= 1 - defaults["spatial_width"] % 2  # odd
         if experiment.model == "bubble":
             defaults["temporal_window"] = min(timesteps, 5)
     return defaults

@@ -16,6 +16,7 @@ from ppl_tvae.diagnostics.sensitivity import power_scaling
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.guide_fit import against_mcmc, amortisation_gap, chains_of, check_chains, check_gap
 from ppl_tvae.inference import reliability
+from ppl_tvae.inference.description import ABOUT
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC
 from ppl_tvae.inference.unamortised import Unamortised
@@ -82,12 +83,8 @@ def _tree(
     ]
     posterior, prior = (_joined([each[kind] for each in drawn]) for kind in (0, 1))
     observed = np.concatenate([each[2] for each in drawn])
-    about = {
-        "image": plan.image,
-        "label": data.labels[plan.image],
-        "transform": np.asarray(data.transforms)[plan.transform],
-        "phase": plan.phase,
-    }
+    values = plan.image, data.labels[plan.image], np.asarray(data.transforms)[plan.transform], plan.phase
+    about = dict(zip(ABOUT, values, strict=True))
     experiment = run.experiment
     attrs |= {
         "model": experiment.model if experiment.program_file is None else experiment.program_file.name,

@@ -51,8 +51,8 @@ def _fit(run: Run) -> Section:
     if gap := found.get("amortisation_gap"):
         value = f"{with_error(gap['value'], gap['standard_error'])} {gap['unit']}"
         parts.append(
-            f"A guide of the family {gap['guide_name']}, fitted to each of {gap['num_sequences']} sequences in "
-            f"{gap['guide_steps']} steps, has an ELBO higher by {value} (paired): {gap['verdict']}."
+            f"A guide of the family {gap['guide_name']} was fitted to each of {gap['num_sequences']} sequences in "
+            f"{gap['guide_steps']} steps; its ELBO minus that of the run's own is {value} (paired): {gap['verdict']}."
         )
     return Section(f"How far is the guide from the posterior? {run.name}", parts)
 
@@ -146,7 +146,7 @@ def _predictive_checks(found: list[Mapping[str, Any]], charts: Mapping[str, byte
             f"{own['observed']:.4g}",
             f"{np.mean(own['replicated']):.4g}",
             f"{own['p_value']:.3f}",
-            f"{own['extreme_sequences']:.0%}",
+            f"{own['extreme_sequences']:.0%}" if num_draws >= FEWEST_DRAWS else "-",
             f"{own['meaning']} ({own['unit']})",
         ]
         for own in found
@@ -182,8 +182,8 @@ def _power_scaling(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) 
     ]
     words = (
         "How fast each summary's distribution moves when the prior, or the likelihood, is raised to a power near 1 "
-        "(Kallioinen et al. 2024), the guide's draws standing for the posterior's. Log densities of thousands of "
-        "latents vary by tens of nats, so these numbers are far above the 0.05 that is usual for few parameters: "
+        "(Kallioinen et al. 2024), the guide's draws standing for the posterior's. Log densities of many "
+        "latents vary by many nats, which puts these numbers far above the 0.05 that is usual for few parameters: "
         "compare prior with likelihood and run with run, and take no number alone."
     )
     return [words, Table("power-scaling sensitivity, mean over sequences", ("summary", "prior", "likelihood"), rows)]

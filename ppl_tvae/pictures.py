@@ -11,15 +11,18 @@ from ppl_tvae.diagnostics import equivariance
 from ppl_tvae.diagnostics.animation import animation
 from ppl_tvae.diagnostics.contact_sheet import contact_sheet
 from ppl_tvae.errors import UserError
-from ppl_tvae.runs import Run, writing_to
+from ppl_tvae.runs import Run, run_at, writing_to
 from ppl_tvae.trained import evaluator
 from ppl_tvae.training import data_of
 
 _ROLLED = ("observed", "reconstruction", "first code, rolled")
 
 
-def reconstruction_sheet(run: Run, num_sequences: int = 6, backend: str | None = None, device: str = "auto") -> Path:
+def reconstruction_sheet(
+    run: Run | Path | str, num_sequences: int = 6, backend: str | None = None, device: str = "auto"
+) -> Path:
     """A PNG in the run's figures: test sequences, and below each what the model makes of the guide's latents."""
+    run = run_at(run)
     data = data_of(run.experiment)
     with evaluator(run, data, backend, device, seed=0) as ready:
         return draw_reconstructions(run, data, ready, num_sequences)
@@ -31,18 +34,21 @@ def draw_reconstructions(run: Run, data: SequenceData, ready: Any, num_sequences
     pairs = np.stack([ready.frames(plan), ready.reconstruct(plan)], axis=1)
     rows = [text for label in _row_labels(data, plan) for text in (label, "reconstruction")]
     path = run.figure("reconstructions.png")
-    title = f"{run.experiment.model} on {run.experiment.data}: test sequences, and E[x | latents drawn from the guide]"
+    title = f"{_what(run)}: test sequences, and E[x | latents drawn from the guide]"
     with writing_to(path):
         contact_sheet(np.clip(pairs.reshape(-1, *pairs.shape[2:]), 0, 1), rows, path, title)
     return path
 
 
-def traversal_sheet(run: Run, num_sequences: int = 4, backend: str | None = None, device: str = "auto") -> Path | None:
+def traversal_sheet(
+    run: Run | Path | str, num_sequences: int = 4, backend: str | None = None, device: str = "auto"
+) -> Path | None:
     """A PNG in the run's figures: test sequences, their reconstruction, and their first code rolled and decoded.
 
     Where capsules are equivariant, the last row follows the first, although it has seen only its first frame (the
     paper's figure 5). None for a program whose site t is no code of capsules.
     """
+    run = run_at(run)
     data = data_of(run.experiment)
     with evaluator(run, data, backend, device, seed=0) as ready:
         return draw_traversals(run, data, ready, num_sequences)
@@ -56,16 +62,17 @@ def draw_traversals(run: Run, data: SequenceData, ready: Any, num_sequences: int
     triples = rows.reshape(-1, *rows.shape[2:])
     labels = [text for label in _row_labels(data, plan) for text in (label, *_ROLLED[1:])]
     path = run.figure("traversals.png")
-    title = f"{run.experiment.model} on {run.experiment.data}: test sequences, and what is decoded from their codes"
+    title = f"{_what(run)}: test sequences, and what is decoded from their codes"
     with writing_to(path):
         contact_sheet(triples, labels, path, title)
     return path
 
 
 def traversal_animation(
-    run: Run, num_sequences: int = 4, backend: str | None = None, device: str = "auto"
+    run: Run | Path | str, num_sequences: int = 4, backend: str | None = None, device: str = "auto"
 ) -> Path | None:
     """A looping GIF in the run's figures: what `traversal_sheet` shows, with time as time; None as there."""
+    run = run_at(run)
     data = data_of(run.experiment)
     with evaluator(run, data, backend, device, seed=0) as ready:
         return draw_traversal_animation(run, data, ready, num_sequences)
@@ -88,7 +95,7 @@ def draw_prior_samples(run: Run, data: SequenceData, ready: Any, num_sequences: 
     pairs = np.stack([drawn.mean[0], drawn.frames[0]], axis=1)
     rows = [text for number in range(len(pairs)) for text in (f"draw {number + 1}, mean", "its pixels drawn")]
     path = run.figure("prior_samples.png")
-    title = f"{run.experiment.model} on {run.experiment.data}: sequences decoded from draws of the prior"
+    title = f"{_what(run)}: sequences decoded from draws of the prior"
     with writing_to(path):
         contact_sheet(np.clip(pairs.reshape(-1, *pairs.shape[2:]), 0, 1), rows, path, title)
     return path
@@ -116,7 +123,16 @@ def _rolled(data: SequenceData, ready: Any, plan: Plan) -> np.ndarray | None:
     return np.clip(np.stack(rows, axis=1), 0, 1)
 
 
+def _what(run: Run) -> str:
+    """The model on its data, by their names without folders."""
+    return f"{Path(run.experiment.model).name} on {Path(run.experiment.data).name}"
+
+
 def _row_labels(data: SequenceData, plan: Plan) -> list[str]:
-    names = [data.transforms[index] for index in plan.transform]
-    labels = [data.source.label_names[label] if data.source.label_names else label for label in data.labels[plan.image]]
-    return [f"{label}, {name}" for label, name in zip(labels, names, strict=True)]
+    """What each sequence shows, its label or else its number in the source, and what moves in it."""
+    names, rows = data.source.label_names, []
+    for image, transform in zip(plan.image, plan.transform, strict=True):
+        label, moving = data.labels[image], data.transforms[transform]
+        shown = f"number {image}" if label < 0 else names[label] if names else str(label)
+        rows.append(shown if moving == "none" else f"{shown}, {moving}")
+    return rows

@@ -17,7 +17,11 @@ from ppl_tvae.runs import Run, run_at, writing_to
 
 
 def write_report(
-    runs: Sequence[Run | Path | str], path: Path | None = None, *, backend: str | None = None, device: str = "auto"
+    runs: Run | Path | str | Sequence[Run | Path | str],
+    path: Path | str | None = None,
+    *,
+    backend: str | None = None,
+    device: str = "auto",
 ) -> Path:
     """Write the page, by default to report.html in the first run's directory, and return its path.
 
@@ -25,11 +29,12 @@ def write_report(
     makes them. Pictures that are missing, or older than the parameters, are drawn (by `backend` on `device`). Raises
     UserError.
     """
+    runs = (runs,) if isinstance(runs, Run | Path | str) else runs
     if not runs:
         raise UserError("expected at least one run, found none; name a run directory")
     opened = [run_at(run) for run in runs]
     comparison.check_names(opened)
-    path = path or opened[0].path / "report.html"
+    path = Path(path or opened[0].path / "report.html")
     for run in opened:
         old = [name for name, each in FIGURES.items() if not run.is_up_to_date(f"figures/{each.file}")]
         draw_figures(run, old, backend=backend, device=device)

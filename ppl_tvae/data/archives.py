@@ -4,11 +4,13 @@ images: (N, H, W) or (N, H, W, channel), 1 or 3 channels; uint8, or floats in [0
     (rounded to the nearest k/255), so that a data set of images always fits beside the model.
 sequences: (N, S, H, W, channel), any channels; uint8, or floats in [0, 1], kept exactly (as float32).
 labels: (N,) integers.  test: indices, or a boolean mask (N,), of the test set; without it a fixed random 20 % is.
+Other keys are left alone.
 """
 
 import hashlib
 import zipfile
 import zlib
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,8 @@ import numpy as np
 
 from ppl_tvae.data.images import Source, random_test_split
 from ppl_tvae.errors import UserError
+
+_KEYS = ("images", "sequences", "labels", "test")
 
 
 def read_archive(path: Path) -> Source:
@@ -47,15 +51,17 @@ def _keys(path: Path) -> list[str]:
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Only the keys that mean something are read; others may hold anything."""
+    """Only the keys that mean something are read; others may hold anything, unless they look like one misspelt."""
     try:
         if path.stat().st_size == 0:
             raise UserError(f"expected a .npz file, found an empty file at {path}; save it again.")
         with zipfile.ZipFile(path):  # np.load would take other formats for pickles, and say so confusingly
             pass
         with np.load(path, allow_pickle=False) as archive:
-            wanted = {"images", "sequences", "labels", "test"} & set(archive.files)
-            return {key: archive[key] for key in sorted(wanted)}
+            for key in sorted(set(archive.files) - set(_KEYS)):
+                if close := get_close_matches(key.lower(), _KEYS, n=1, cutoff=0.8):
+                    raise UserError(f"expected '{close[0]}' in {path}, found '{key}'; rename it, or leave it out.")
+            return {key: archive[key] for key in _KEYS if key in archive.files}
     except UserError:
         raise
     except OSError as error:
@@ -91,6 +97,11 @@ def _check_pixels(key: str, pixels: np.ndarray, path: Path) -> None:
     if 0 in pixels.shape:
         raise UserError(f"expected at least one pixel of '{key}', found shape {pixels.shape} in {path}; save some.")
     if pixels.dtype == np.uint8:
+        if pixels.max() <= 1:
+            raise UserError(
+                f"expected uint8 '{key}' as grey levels up to 255, found none above {pixels.max()} in {path}; save "
+                f"zeros and ones as floats."
+            )
         return
     if pixels.dtype.kind != "f":
         raise UserError(
@@ -112,6 +123,9 @@ def _labels(labels: Any, number: int, path: Path) -> np.ndarray:
             f"expected {number} whole-number 'labels', found shape {labels.shape} of {labels.dtype} in {path}; "
             "save one integer per image."
         )
+    limits = np.iinfo(np.int32)
+    if labels.min() < limits.min or labels.max() > limits.max:
+        raise UserError(f"expected 'labels' of 32 bits, found {labels.min()} to {labels.max()} in {path}; number them.")
     return labels.astype(np.int32)
 
 
@@ -137,6 +151,11 @@ def _test_mask(test: np.ndarray, number: int, path: Path) -> np.ndarray:
         raise UserError(
             f"expected 'test' as indices in 0..{number - 1} or as a mask of {number}, found shape {test.shape} of "
             f"{test.dtype} in {path}; save one of the two."
+        )
+    if len(np.unique(test)) < len(test):
+        raise UserError(
+            f"expected 'test' as indices, each once, or as a boolean mask of {number}, found repeated integers in "
+            f"{path}; save a mask as bool."
         )
     mask = np.zeros(number, bool)
     mask[test] = True

@@ -7,13 +7,10 @@ import arviz_base
 import numpy as np
 import xarray as xr
 
-from ppl_tvae.errors import UserError
 from ppl_tvae.inference import bounds, reliability
+from ppl_tvae.inference.description import CELL_DIMS, FRAME_DIMS, check_site_names
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import Chains
-
-FRAME_DIMS = ("sequence", "time", "height", "width", "channel")
-CELL_DIMS = ("sequence", "time", "capsule", "position")
 
 
 def datatree(
@@ -23,19 +20,14 @@ def datatree(
     observed_data.
 
     posterior, prior: draws with leading axes (draw, sequence), all of them one chain. observed: frames (sequence, time,
-    height, width, channel). about: coordinates along the sequences, such as their labels. attrs: of every group.
+    height, width, channel). about: coordinates along the sequences, by the names ABOUT. attrs: of every group.
     The dimensions of a latent of event shape (S, C, D), that of t, are time, capsule and position; of another latent
     they are numbered. log_likelihood is log p(x | latents) of a whole sequence, log_prior log p(latent) of each latent,
     at the draws from the guide; sample_stats has the log importance weights of the draws, and of each sequence their
     Pareto k-hat and effective sample size. Nats. Raises UserError where a site has the name of a dimension or
     coordinate.
     """
-    reserved = {"chain", "draw", *FRAME_DIMS, *CELL_DIMS, *about}
-    if taken := sorted(reserved & set(posterior.sites)):
-        raise UserError(
-            f"expected sites by other names than the tree's own dimensions and coordinates, found '{taken[0]}'; "
-            f"rename the site"
-        )
+    check_site_names(posterior.sites)
     dims = _dims_of(posterior.sites, observed.shape[1])
     along = {"sequence": np.arange(len(observed)), **{name: ("sequence", values) for name, values in about.items()}}
     frames: dict[Any, Sequence[Any]] = {"x": FRAME_DIMS}

@@ -1,7 +1,7 @@
 """Arithmetic on log importance weights, for any array library.
 
-log_weights: (num_particles, batch), nats, one weight per whole sequence; see `importance.py` of either backend. All
-functions here go up when the model fits better, and return one number per sequence, nats per sequence.
+log_weights: (num_particles, batch), nats, one weight per whole sequence; see `importance.py` of either backend. Bounds
+and scores go up when the model fits better, one number per sequence, nats; each function says its unit.
 """
 
 import math

@@ -1,9 +1,15 @@
 """Words for what a program's trace holds, and what they tell of mistakes: the same for both backends."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ppl_tvae.errors import UserError
+
+# Dimensions and coordinates of draws, frames and codes, as `diagnostics.datatree` has them.
+FRAME_DIMS = ("sequence", "time", "height", "width", "channel")
+CELL_DIMS = ("sequence", "time", "capsule", "position")
+ABOUT = ("image", "label", "transform", "phase")  # of each sequence
+TREE_NAMES = {"chain", "draw", *FRAME_DIMS, *CELL_DIMS, *ABOUT}
 
 _WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")
 
@@ -27,6 +33,15 @@ def distribution_name(distribution: Any) -> str:
     while type(distribution).__name__ in _WRAPPERS:
         distribution = distribution.base_dist
     return type(distribution).__name__
+
+
+def check_site_names(names: Iterable[str]) -> None:
+    """Raises UserError where a site could not stand beside the dimensions of its draws in a tree (`diagnostics`)."""
+    if taken := sorted(set(names) & TREE_NAMES):
+        raise UserError(
+            f"expected sites by other names than the dimensions and coordinates of their draws "
+            f"({', '.join(sorted(TREE_NAMES))}), found '{taken[0]}'; rename the site"
+        )
 
 
 def check_is_no_factor(part: str, site: str, distribution: Any) -> None:

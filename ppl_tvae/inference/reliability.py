@@ -45,4 +45,4 @@ def verdict(khats: np.ndarray, effective_sample_sizes: np.ndarray, num_particles
         return f"reliable: {found}"
     if bad <= 0.5:
         return f"doubtful: {found}; read the IWAE bounds as bounds, not as log p(x)"
-    return f"unreliable: {found}; the IWAE bounds are far below log p(x), use ais"
+    return f"unreliable: {found}; the IWAE bounds may be far below log p(x), use ais"

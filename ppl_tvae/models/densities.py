@@ -39,9 +39,8 @@ def continuous_bernoulli_quantile(logits: Any, probability: Any) -> Any:
     """The inverse of the cumulative distribution, elementwise, for drawing samples."""
     xp = array_namespace(logits)
     magnitude = xp.abs(logits)  # x -> 1 - x turns l into -l; exp(-|l|) cannot overflow
-    small = magnitude < _SERIES_BELOW
-    safe = xp.where(small, xp.ones_like(logits), magnitude)
+    uniform = magnitude == 0
+    safe = xp.where(uniform, xp.ones_like(logits), magnitude)
     p = xp.where(logits > 0, 1 - probability, probability)
     x = -xp.log1p(-p * -xp.expm1(-safe)) / safe  # for l = -|l|
-    series = probability + logits * probability * (1 - probability) / 2
-    return xp.where(small, series, xp.where(logits > 0, 1 - x, x))
+    return xp.where(uniform, probability, xp.where(logits > 0, 1 - x, x))

@@ -95,7 +95,7 @@ def iwae_dreg(
 
     def drawn(key: jax.Array) -> Mapping[str, Site]:
         key_guide, _ = jax.random.split(key)
-        return latent_sites(_reparameterised(replayed(program.guide, parameters, key_guide, frames, {})))
+        return latent_sites(reparameterised(replayed(program.guide, parameters, key_guide, frames, {})))
 
     def log_weight(parameters: Parameters, latents: Latents, key: jax.Array, frames: jax.Array) -> jax.Array:
         key_guide, key_model = jax.random.split(key)
@@ -162,10 +162,10 @@ def _drawn_traces(
     program: Program, parameters: Parameters, rng_key: jax.Array, frames: jax.Array
 ) -> tuple[Trace, Trace]:
     guide_trace, model_trace = program_traces(program, parameters, rng_key, frames)
-    return _reparameterised(guide_trace), model_trace
+    return reparameterised(guide_trace), model_trace
 
 
-def _reparameterised(guide_trace: Trace) -> Trace:
+def reparameterised(guide_trace: Trace) -> Trace:
     """The trace as it is. Raises UserError where a gradient cannot pass through a draw: it would be wrong, unseen."""
     for name, site in latent_sites(guide_trace).items():
         if not site["fn"].has_rsample:

@@ -9,13 +9,21 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.description import check_is_no_factor, check_likelihood, distribution_name, site_row
+from ppl_tvae.inference.description import (
+    check_is_no_factor,
+    check_likelihood,
+    check_site_names,
+    distribution_name,
+    site_row,
+)
+from ppl_tvae.inference.pyro.objectives import reparameterised
 from ppl_tvae.inference.pyro.tracing import (
     OBSERVED,
     PLATE,
     Site,
     Trace,
     as_trace,
+    deterministic_sites,
     flat_name,
     latent_sites,
     log_joint,
@@ -84,10 +92,13 @@ def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: Tensor, likeli
     _check_names(guide_trace, prior_trace)
     _check_observed(prior_trace, frames)
     _check_latents(guide_trace, prior_trace)
+    reparameterised(guide_trace)
+    check_site_names(latent_sites(prior_trace) | deterministic_sites(prior_trace))
     for part, sites in (("model", prior_trace), ("guide", guide_trace)):
         for name, site in (latent_sites(sites) | observed_sites(sites)).items():
             check_is_no_factor(part, name, site["fn"])
             _check_log_prob(part, name, site, len(frames))
+            _check_axis(part, name, site)
             _check_scale(part, name, site)
     check_likelihood(OBSERVED, observed_sites(prior_trace)[OBSERVED]["fn"], likelihood)
     for name, site in latent_sites(prior_trace).items():
@@ -189,6 +200,15 @@ def _check_log_prob(part: str, name: str, site: Site, batch: int) -> None:
         )
     if not torch.all(torch.isfinite(values)):
         raise UserError(f"expected a finite log-probability at site '{name}' of the {part}, found {values.min()}")
+
+
+def _check_axis(part: str, name: str, site: Site) -> None:
+    """What is asked of single sequences is read along the first axis: weights, moves of chains, the tree of draws."""
+    if plate_axis(site) != -site["value"].ndim:
+        raise UserError(
+            f"expected the plate '{PLATE}' on the first axis of site '{name}' of the {part}, found another axis of "
+            f"{tuple(site['value'].shape)}; give it a dim to the left of the other plates, such as dim=-2"
+        )
 
 
 def _check_cover(name: str, guided: Site, modelled: Site) -> None:

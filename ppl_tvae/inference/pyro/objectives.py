@@ -57,7 +57,7 @@ def elbo(guide_trace: Trace, model_trace: Trace, kl_weight: Any = 1.0) -> Tensor
 def mean_elbo(objective: Objective, program: Program, frames: Tensor, step: Any, vectorised: bool = False) -> Tensor:
     """The ELBO, averaged over particles, its KL part weighted as the warm-up says; see `is_vectorised`."""
     guide_trace, model_trace = program_traces(program, repeated(frames, objective.num_particles))
-    bounds = elbo(_reparameterised(guide_trace), model_trace, kl_weight(objective, step))
+    bounds = elbo(reparameterised(guide_trace), model_trace, kl_weight(objective, step))
     shape = (objective.num_particles, frames.shape[0])
     return torch.mean(bounds.expand(shape[0] * shape[1]).reshape(shape), dim=0)
 
@@ -155,15 +155,15 @@ def _kl(posterior: Site, prior: Site) -> Tensor:
 
 
 def _log_q(guide_trace: Trace) -> Tensor:
-    return log_joint(_reparameterised(guide_trace))
+    return log_joint(reparameterised(guide_trace))
 
 
 def _only_reparameterised(guide_trace: Trace) -> Tensor:
-    _reparameterised(guide_trace)
+    reparameterised(guide_trace)
     return torch.zeros(())
 
 
-def _reparameterised(guide_trace: Trace) -> Trace:
+def reparameterised(guide_trace: Trace) -> Trace:
     """The trace as it is. Raises UserError where a gradient cannot pass through a draw: it would be wrong, unseen."""
     for name, site in latent_sites(guide_trace).items():
         if not site["fn"].has_rsample:

@@ -214,9 +214,7 @@ def frame_log_joint(sites: Trace) -> Tensor:
     scores = {name: log_prob_per_frame(site) for name, site in _random_sites(sites).items()}
     if len({score.shape[1] for score in scores.values()}) > 1:
         found = ", ".join(f"{score.shape[1]} in '{name}'" for name, score in scores.items())
-        raise UserError(
-            f"expected every site to have the same number of frames for a score per frame, found {found}"
-        )
+        raise UserError(f"expected every site to have the same number of frames for a score per frame, found {found}")
     return sum(scores.values(), start=torch.zeros(()))
 
 
