@@ -18,7 +18,12 @@ def assemble(experiment: Experiment, backend: str) -> Program:
     """The program of a resolved experiment, for "numpyro" or "pyro". Raises UserError."""
     if experiment.program_file is not None:
         _check_written_for(backend, experiment.program_file)
-        return load_program(experiment.program_file)
+        if backend == "numpyro":
+            return load_program(experiment.program_file)
+        random = import_module("torch").random
+        with random.fork_rng():  # modules that are made when the file runs draw their weights then
+            random.manual_seed(experiment.seed)
+            return load_program(experiment.program_file)
     S, C, D = experiment.num_timesteps, experiment.num_capsules, experiment.capsule_dim
     assert None not in (S, C, D, experiment.hidden), "a resolved experiment"
     return import_module(f"ppl_tvae.models.{backend}").build(

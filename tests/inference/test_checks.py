@@ -1,5 +1,6 @@
 """Invalid programs, each named in one sentence; and that the valid ones pass. Both hosts."""
 
+import jax
 import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as numpyro_dist
@@ -29,6 +30,19 @@ def program(host, mistake=None):
     def positive():
         return dist.LogNormal(xp.zeros(2), xp.ones(2)).to_event(1)
 
+    def noise(size):
+        return jax.random.normal(numpyro.prng_key(), (size,)) if host == "numpyro" else torch.randn(size)
+
+    def further_sites():
+        """Of model and guide alike."""
+        if mistake == "inner":
+            with ppl.plate("rows", 4, dim=-2):
+                ppl.sample("h", dist.Normal(xp.zeros(()), 1.0))
+        if mistake == "phase":
+            ppl.sample("phase", normal())
+        if mistake == "discrete":
+            ppl.sample("k", dist.Bernoulli(logits=xp.zeros(2)).to_event(1))
+
     def model(frames):
         if mistake == "global":
             ppl.sample("theta", dist.Normal(xp.zeros(()), 1.0))
@@ -44,7 +58,9 @@ def program(host, mistake=None):
                 ppl.sample("w", normal())
             if mistake == "factor":
                 ppl.factor("f", -z.sum(-1))
+            further_sites()
             z = z - z.mean(0) if mistake == "centred" else z
+            z = z + noise(2) if mistake == "chance" else z
             loc = xp.zeros(SHAPE[1:]) + z.mean(-1).reshape(-1, 1, 1, 1, 1)
             loc = loc[:, :1, :1] if mistake == "shape" else loc
             loc = loc + 1e30 if mistake == "finite" else loc
@@ -60,7 +76,9 @@ def program(host, mistake=None):
         if mistake == "clash":
             ppl.param("weight", xp.zeros(3))
         with ppl.plate("sequences", frames.shape[0]):
-            ppl.sample("Z" if mistake == "misspelt" else "z", normal(size=3) if mistake == "sizes" else normal(0.5))
+            further_sites()
+            scale = 0.5 + abs(noise(2)) if mistake == "dropout" else 0.5
+            ppl.sample("Z" if mistake == "misspelt" else "z", normal(size=3) if mistake == "sizes" else normal(scale))
             if mistake == "unmodelled":
                 ppl.sample("v", normal())
 
@@ -83,6 +101,11 @@ MISTAKES = {
     "called": "probabilities of zeros and ones at site 'x' with likelihood 'bernoulli', found Normal",
     "factor": "distributions at the sites of the model, found the factor 'f'",
     "centred": "no other sequence of its batch",
+    "chance": "no other sequence of its batch.*or draw outside of sites",
+    "dropout": "the guide to give the same log q.*such as dropout, may draw outside of sites",
+    "inner": r"'sequences' on the first axis of site 'h' of the model, found another axis of \(4, 3\)",
+    "phase": "sites by other names than the dimensions and coordinates .*found 'phase'",
+    "discrete": "reparameterised distribution at the guide's site 'k', found Bernoulli",
     "unguided": "every latent of the model, found no site 'w'",
     "misspelt": "found no site 'z' in it; add it, or rename its site 'Z', which the model has not",
     "unmodelled": "every site of the guide, found no site 'v'",

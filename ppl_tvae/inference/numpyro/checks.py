@@ -41,14 +41,15 @@ def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> 
 
     likelihood: of `catalogue.LIKELIHOODS`, what the site "x" is said to be; empty where nothing is said.
     """
-    keys = jax.random.split(jax.random.key(0))
+    keys = jax.random.split(jax.random.key(0), 3)
     guide_trace = _traced("guide", seed(program.guide, keys[0]), frames)
     prior_trace = _traced("model", seed(program.model, keys[1]), frames)
     _check_traces(guide_trace, prior_trace, frames, likelihood)
     model_trace = replayed(program.model, {}, keys[1], frames, guide_trace)
     for name, site in latent_sites(model_trace).items():
         _check_within(name, site)
-    _check_apart(program, keys[1], frames, model_trace)
+    _check_fixed(guide_trace, replayed(program.guide, _parameters(guide_trace), keys[2], frames, guide_trace))
+    _check_apart(program, keys[2], frames, model_trace)
 
 
 def site_table(program: Program, frames: jax.Array) -> list[dict[str, Any]]:
@@ -219,17 +220,35 @@ def _check_within(name: str, modelled: Site) -> None:
         )
 
 
+def _parameters(sites: Trace) -> dict[str, Any]:
+    """Those that a trace began with, which another key would draw anew."""
+    return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
+
+
+def _check_fixed(guide_trace: Trace, again: Trace) -> None:
+    """What log q of a draw is must not depend on chance: again is the guide at the same draws, asked once more."""
+    before, after = log_joint(guide_trace), log_joint(again)
+    if not jnp.allclose(before, after, rtol=_ROUNDING):
+        raise UserError(
+            f"expected the guide to give the same log q(z | x) at the same draws, found {before[0]:.8g} and then "
+            f"{after[0]:.8g} for the first sequence; mend the guide: no operation in it, such as dropout, may draw "
+            f"outside of sites"
+        )
+
+
 def _check_apart(program: Program, key: jax.Array, frames: jax.Array, model_trace: Trace) -> None:
     """What a sequence's log p(x, z) is must not depend on the others of its batch, nor on chance.
 
-    model_trace: at draws from the guide. They are replaced by copies of the first one, whose own must stay what it was.
+    key: another than that of model_trace, which is at draws from the guide. They are replaced by copies of the first
+    one, whose own must stay what it was.
     """
     copies = jnp.zeros(len(frames), int)
     latents = {
         name: jnp.take(site["value"], copies, plate_axis(site)) for name, site in latent_sites(model_trace).items()
     }
     among_others = log_joint(model_trace)
-    among_copies = log_joint(replayed(program.model, {}, key, frames[copies], as_trace(latents)))
+    parameters = _parameters(model_trace)
+    among_copies = log_joint(replayed(program.model, parameters, key, frames[copies], as_trace(latents)))
     if not jnp.isclose(among_copies[0], among_others[0], rtol=_ROUNDING):
         raise UserError(
             f"expected log p(x, z) of a sequence to depend on no other sequence of its batch, found "

@@ -49,6 +49,7 @@ def check_program(program: Program, frames: Tensor, likelihood: str = "") -> Non
         model_trace = replayed(program.model, frames, guide_trace)
         for name, site in latent_sites(model_trace).items():
             _check_within(name, site)
+        _check_fixed(guide_trace, replayed(program.guide, frames, guide_trace))
         _check_apart(program, frames, model_trace)
 
 
@@ -226,6 +227,17 @@ def _check_within(name: str, modelled: Site) -> None:
         raise UserError(
             f"expected the guide's draws of site '{name}' within the support of its prior, "
             f"{modelled['fn'].support}, found some outside; choose a guide with the model's support"
+        )
+
+
+def _check_fixed(guide_trace: Trace, again: Trace) -> None:
+    """What log q of a draw is must not depend on chance: again is the guide at the same draws, asked once more."""
+    before, after = log_joint(guide_trace), log_joint(again)
+    if not torch.allclose(before, after, rtol=_ROUNDING):
+        raise UserError(
+            f"expected the guide to give the same log q(z | x) at the same draws, found {before[0]:.8g} and then "
+            f"{after[0]:.8g} for the first sequence; mend the guide: no operation in it, such as dropout, may draw "
+            f"outside of sites"
         )
 
 

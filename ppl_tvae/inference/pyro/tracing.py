@@ -12,6 +12,7 @@ import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import replay, trace
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
@@ -27,11 +28,30 @@ OBSERVED = "x"
 
 @contextmanager
 def parameters_as(parameters: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within the context, the program's parameters have these (constrained) values; the user's store is untouched."""
+    """Within the context, the program's parameters have these (constrained) values; the user's store is untouched.
+
+    The values are copied into the torch modules of the program too, and stay there.
+    """
     with pyro.get_param_store().scope():
         for name, value in parameters.items():
             pyro.get_param_store()[name] = value.detach()
-        yield
+        with _ModulesFollow():
+            yield
+
+
+class _ModulesFollow(Messenger):
+    """Torch modules compute with the store's values: the host registers theirs, and leaves them what they have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._written: dict[torch.nn.Parameter, Tensor] = {}
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        own, value = (*msg["args"], None)[1], msg["value"]
+        if isinstance(own, torch.nn.Parameter) and own is not value and self._written.get(own) is not value:
+            with torch.no_grad():
+                own.copy_(value)
+            self._written[own] = value
 
 
 def program_traces(program: Program, frames: Tensor) -> tuple[Trace, Trace]:
