@@ -65,7 +65,7 @@ def _evaluate(command: argparse.ArgumentParser) -> None:
     text = f"of {', '.join(catalogue.ESTIMATORS)} (elbo,iwae)"
     command.add_argument("--estimators", type=_list_of(str), default=("elbo", "iwae"), metavar="NAME,...", help=text)
     text = "the K of iwae and released-is; the largest is drawn for elbo and log-evidence (1,10,100)"
-    command.add_argument("--particles", type=_list_of(int), default=(1, 10, 100), metavar="K,...", help=text)
+    command.add_argument("--particles", type=_list_of(int), metavar="K,...", help=text)
     command.add_argument("--guide", metavar="NAME", help=f"fitted to each sequence, not the run's own: {_FITTED}")
     command.add_argument("--guide-steps", type=int, metavar="N", help="of Adam, to fit it to one sequence (500)")
     command.add_argument("--guide-learning-rate", type=float, metavar="X", help="of Adam, at the start (0.01)")

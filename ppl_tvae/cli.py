@@ -161,7 +161,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from ppl_tvae.evaluation import evaluate
     from ppl_tvae.inference.temperatures import Annealing
     from ppl_tvae.inference.unamortised import Unamortised
-    from ppl_tvae.runs import open_run
+    from ppl_tvae.runs import estimate_name, open_run
 
     names = ("start", "num_temperatures", "schedule", "num_leapfrog_steps", "num_chains")
     annealing = {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -169,6 +169,12 @@ def _evaluate(options: argparse.Namespace) -> None:
         raise UserError(
             f"expected ais or sandwich among --estimators with settings of their chains, found only "
             f"{', '.join(options.estimators)}; name one, or leave the settings out"
+        )
+    particles = {} if options.particles is None else {"particles": options.particles}
+    if particles and set(options.estimators) <= {"ais", "sandwich"}:
+        raise UserError(
+            f"expected an estimator of --particles among --estimators (elbo, iwae, log-evidence, released-is), found "
+            f"only {', '.join(options.estimators)}; name one, or leave --particles out (of chains there are --chains)"
         )
     fit = {"steps": options.guide_steps, "learning_rate": options.guide_learning_rate}
     if options.guide is None and any(value is not None for value in fit.values()):
@@ -179,7 +185,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     records = evaluate(
         open_run(options.directory),
         estimators=options.estimators,
-        particles=options.particles,
+        **particles,
         annealing=Annealing(**annealing),
         guide=guide,
         split=options.split,
@@ -196,11 +202,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     what = f"{first['num_sequences']} {first['split']} sequences, likelihood {first['likelihood']}"
     print(f"{what}, {first['unit']} +- standard error")
     for record in records:
-        counted = record["estimator"] in ("iwae", "released-is")
-        name = record["estimator"] + (f"-{record['num_particles']}" if counted else "")
-        name += f"-{record['guide_name']}" if "guide_name" in record else ""
         error = "unknown" if record["standard_error"] is None else f"{record['standard_error']:.3f}"
-        print(f"  {name:15} {record['value']:10.3f} +- {error:7}  {record['side']}")
+        print(f"  {estimate_name(record):15} {record['value']:10.3f} +- {error:7}  {record['side']}")
     for estimators, notes in _notes(records):
         print(f"  of {', '.join(estimators)}:")
         for note, value in notes.items():
@@ -303,6 +306,8 @@ def _guide_checks(options: argparse.Namespace) -> tuple[Any, Any]:
         ("--gap", options.gap, Unamortised, of_gap, options.gap_sequences),
     ):
         settings = {setting: value for setting, value in given.items() if value is not None}
+        if name == "hmc" and "max_tree_depth" in settings:
+            raise UserError("expected --mcmc-tree-depth only with --mcmc nuts, found it with hmc; leave it out")
         if name is None and (settings or count is not None):
             raise UserError(f"expected {flag} NAME with the other options {flag}-..., found none; name one")
         found.append(None if name is None else kind(name, **settings))

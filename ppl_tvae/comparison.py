@@ -12,7 +12,7 @@ import numpy as np
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.inference.unamortised import Unamortised
-from ppl_tvae.runs import Run, run_at
+from ppl_tvae.runs import Run, estimate_name, run_at
 
 # What must be the same for two numbers to measure the same thing.
 _CONDITIONS = (
@@ -157,7 +157,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The conditions of the newest estimate of a run's parameters, and of each estimator under these the newest record.
 
-    A record over more sequences stands before a later one over fewer, as Ctrl-C leaves it.
+    What Ctrl-C left of an estimate does not stand in for an earlier whole one.
     """
     records = run.present_evaluations()
     if not records:
@@ -166,8 +166,7 @@ def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     newest, chosen = _condition(records[-1], run), dict[str, dict[str, Any]]()
     for record in records:
         name = _label(record)
-        fewer = name in chosen and record["num_sequences"] < chosen[name]["num_sequences"]
-        if _condition(record, run) == newest and not fewer:
+        if _condition(record, run) == newest and not (name in chosen and "stopped_before" in record):
             chosen[name] = record
     return newest, chosen
 
@@ -175,13 +174,9 @@ def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
 def _label(record: dict[str, Any]) -> str:
     """iwae-100, elbo, elbo-auto-normal-500, ais-guide-200x1: what makes two records the same column.
 
-    Settings that are seldom changed stand in it where they are not the default.
+    200x1: temperatures x chains. Settings that are seldom changed stand in it where they are not the default.
     """
-    name = record["estimator"]
-    if name in ("iwae", "released-is", "log-evidence"):
-        name += f"-{record['num_particles']}"
-    if "guide_name" in record:
-        name += f"-{record['guide_name']}-{record['guide_steps']}"
+    name = estimate_name(record) + (f"-{record['guide_steps']}" if "guide_name" in record else "")
     if "num_temperatures" in record:
         name += f"-{record['start']}-{record['num_temperatures']}x{record['num_chains']}"
     return name + "".join(

@@ -10,7 +10,7 @@ from tqdm import tqdm
 from ppl_tvae.config import check_seed
 from ppl_tvae.data import SPLITS, Plan, SequenceData, parts
 from ppl_tvae.diagnostics import calibration, rolling
-from ppl_tvae.diagnostics.datatree import datatree, with_chains
+from ppl_tvae.diagnostics.datatree import datatree, with_chains, with_groups
 from ppl_tvae.diagnostics.predictive import predictive_checks, prior_ranks
 from ppl_tvae.diagnostics.sensitivity import power_scaling
 from ppl_tvae.errors import UserError, unknown_name
@@ -89,6 +89,7 @@ def _tree(
     attrs |= {
         "model": experiment.model if experiment.program_file is None else experiment.program_file.name,
         "guide": experiment.guide if experiment.program_file is None else "own",
+        "parameters": run.parameters_digest(),
         "likelihood": experiment.likelihood,
         "data": Path(experiment.data).name,
         "transforms": ",".join(data.transforms),
@@ -133,7 +134,8 @@ def diagnose(
     by_transform (`diagnostics.rolling`), and predictive_checks, prior_ranks and power_scaling (the functions of these
     names).
     Where mcmc is given, also mcmc (`guide_fit.against_mcmc`), with the chains in posterior.nc; where gap_guide is,
-    amortisation_gap (`guide_fit.amortisation_gap`). Both are slow.
+    amortisation_gap (`guide_fit.amortisation_gap`). Both are slow, and stay from an earlier call with the same
+    parameters, split and transforms until they are asked for again.
     transforms: as in `to_datatree`; calibration is of the model's own sequences and does not depend on them.
     Raises UserError.
     """
@@ -145,13 +147,15 @@ def diagnose(
         check_chains(mcmc, mcmc_sequences, num_sequences)
     if gap_guide is not None:
         check_gap(gap_guide, len(data.plan(split, max(1, gap_sequences)).image))
-    against: dict[str, Any] = {}
+    against = _slow_findings(run, split, data.transforms)
     with evaluator(run, data, backend, device, seed) as ready:  # one for all, for what it compiles
         attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
         tree = _tree(run, ready, data, num_sequences, num_draws, attrs)
         if mcmc is not None:
             tree = _with_mcmc(tree, ready, data, mcmc, mcmc_sequences, split, quiet)
             against["mcmc"] = against_mcmc(tree, mcmc, seed)
+        elif "mcmc" in against:
+            tree = with_groups(tree, _saved_chains(run))
         save_datatree(run, tree)
         if gap_guide is not None:
             against["amortisation_gap"] = amortisation_gap(ready, data, gap_guide, gap_sequences, split, quiet)
@@ -185,6 +189,26 @@ def diagnose(
     }
     run.save_diagnosis(found)
     return found
+
+
+def _slow_findings(run: Run, split: str, transforms: Sequence[str]) -> dict[str, Any]:
+    """What an earlier diagnosis of the same parameters and sequences may have taken hours for: it stays."""
+    before = run.present_diagnosis()
+    asked = before.get("posterior", {})
+    if (asked.get("split"), asked.get("transforms")) != (split, list(transforms)):
+        return {}
+    return {name: before[name] for name in ("mcmc", "amortisation_gap") if name in before}
+
+
+def _saved_chains(run: Run) -> dict[str, Any]:
+    """The groups of chains in the run's posterior.nc, by name."""
+    import xarray as xr
+
+    path = run.path / "posterior.nc"
+    if not path.exists():
+        return {}
+    with xr.open_datatree(path, engine="h5netcdf") as tree:
+        return {name: group.to_dataset().load() for name, group in tree.children.items() if name.endswith("_mcmc")}
 
 
 def equivariance_metrics(

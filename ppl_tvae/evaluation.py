@@ -101,6 +101,8 @@ def evaluate(
         for estimate in _estimates(ready, plan, request, quiet):
             record = _record(estimate, run, data, request)
             record |= {"backend": backend or run.experiment.backend, "parameters": digest}
+            if len(estimate.values) < len(plan.image):
+                record["stopped_before"] = len(plan.image)  # by Ctrl-C
             run.add_evaluation(record)
             records.append(record)
     if records[-1]["num_sequences"] < len(plan.image):

@@ -111,9 +111,9 @@ def draw_figures(
 
 
 def save_charts(run: Run) -> dict[str, Path]:
-    """The charts of what `diagnose` found, in the run's figures; none before it has run."""
+    """The charts of what `diagnose` found of the present parameters, in the run's figures; none before it has run."""
     paths = {}
-    for name, content in diagnosis_charts(run.diagnosis()).items():
+    for name, content in diagnosis_charts(run.present_diagnosis()).items():
         paths[name] = run.figure(f"{name}.png")
         with writing_to(paths[name]):
             paths[name].write_bytes(content)

@@ -84,8 +84,8 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
             found.append(f"{name}: training has not reached its last step.")
         if len(run.present_evaluations()) < len(run.evaluations()):
             found.append(f"{name}: estimates of earlier parameters are left out; make them again.")
-        if run.diagnosis() and not run.is_up_to_date("diagnosis.json"):
-            found.append(f"{name}: diagnosis.json is older than the parameters; make it again.")
+        if run.diagnosis() and not run.present_diagnosis():
+            found.append(f"{name}: diagnosis.json is of earlier parameters; make it again.")
         found += [f"{name}, {words}" for words in predictive_warnings(run)]
         verdicts = {
             r["notes"]["verdict"]

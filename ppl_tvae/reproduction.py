@@ -19,7 +19,7 @@ from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.evaluation import evaluate
 from ppl_tvae.experiments import Column, Reproduction, experiment_of_the_paper
 from ppl_tvae.figures import FIGURES, draw_figures
-from ppl_tvae.runs import Run, open_run, writing_to
+from ppl_tvae.runs import Run, estimate_name, open_run, writing_to
 from ppl_tvae.seeds import run_of, train_seeds
 from ppl_tvae.training import CHANGEABLE, data_of, resume, train
 
@@ -193,8 +193,7 @@ def _numbers(run: Run, experiment: Reproduction, count: int, device: str, quiet:
         estimators = ("elbo", "iwae", "released-is")
         evaluate(run, estimators=estimators, particles=_PARTICLES, max_sequences=count, **place)
     if not wanted["diagnosis"] <= set(_diagnosed(run, asked)):
-        kept = run.diagnosis() if run.is_up_to_date("diagnosis.json") else {}
-        run.save_diagnosis(kept | equivariance_metrics(run, num_sequences=count, **place))
+        run.save_diagnosis(run.present_diagnosis() | equivariance_metrics(run, num_sequences=count, **place))
     values = _evaluated(run, asked) | _diagnosed(run, asked)
     return {column.name: values[column.name] for column in experiment.columns if column.name in values}
 
@@ -202,12 +201,12 @@ def _numbers(run: Run, experiment: Reproduction, count: int, device: str, quiet:
 def _evaluated(run: Run, asked: Mapping[str, Any]) -> dict[str, float]:
     """Estimates of the present parameters, by column."""
     records = run.present_evaluations()
-    return {_estimate(r): r["value"] for r in records if asked.items() <= r.items() and "guide_name" not in r}
+    return {estimate_name(r): r["value"] for r in records if asked.items() <= r.items() and "guide_name" not in r}
 
 
 def _diagnosed(run: Run, asked: Mapping[str, Any]) -> dict[str, float]:
     """Metrics of the present parameters, by column; those of one transform as NAME[TRANSFORM]."""
-    found = run.diagnosis() if run.is_up_to_date("diagnosis.json") else {}
+    found = run.present_diagnosis()
     values = {r["metric"]: r["value"] for r in found.get("equivariance", []) if asked.items() <= r.items()}
     if not values:
         return {}  # those by transform were measured together with these
@@ -218,11 +217,6 @@ def _diagnosed(run: Run, asked: Mapping[str, Any]) -> dict[str, float]:
         if isinstance(measured, dict) and measured["value"] is not None
     }
     return values | of_transforms
-
-
-def _estimate(record: Mapping[str, Any]) -> str:
-    counted = record["estimator"] in ("iwae", "released-is")
-    return record["estimator"] + (f"-{record['num_particles']}" if counted else "")
 
 
 def _header(

@@ -22,7 +22,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,11 @@ from safetensors.numpy import save as save_tensors
 
 from ppl_tvae.config import Experiment, read_toml
 from ppl_tvae.errors import UserError
+
+try:
+    import fcntl
+except ModuleNotFoundError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]  # a module or nothing
 
 Arrays = dict[str, np.ndarray]
 # What an estimate found, as opposed to what was asked: two records that differ only in these are the same question.
@@ -138,8 +143,8 @@ class Run:
 
     def add_evaluation(self, record: Mapping[str, Any]) -> None:
         """Append a record to evaluation.json; one with the same settings is replaced, whatever its parameters."""
-        kept = [old for old in self.evaluations() if _question(old) != _question(record)]
-        with writing_to(self.path):
+        with writing_to(self.path), _alone_in(self.path):
+            kept = [old for old in self.evaluations() if _question(old) != _question(record)]
             lines = ",\n".join(json.dumps(each) for each in [*kept, dict(record)])
             _write(self.path / "evaluation.json", f"[\n{lines}\n]\n".encode())
 
@@ -162,13 +167,21 @@ class Run:
         return _digest(self._parameters_file())
 
     def save_diagnosis(self, found: Mapping[str, Any]) -> None:
-        """Write diagnosis.json, in place of what an earlier diagnosis found."""
+        """Write diagnosis.json, in place of what an earlier diagnosis found, with the digest of the parameters."""
+        content = dict(found) | {"parameters": self.parameters_digest()}
         with writing_to(self.path):
-            _write(self.path / "diagnosis.json", (json.dumps(dict(found), indent=1) + "\n").encode())
+            _write(self.path / "diagnosis.json", (json.dumps(content, indent=1) + "\n").encode())
 
     def diagnosis(self) -> dict[str, Any]:
         """The content of diagnosis.json, empty if there is none. Raises UserError if the file is damaged."""
         return self._json("diagnosis.json", b"{}")
+
+    def present_diagnosis(self) -> dict[str, Any]:
+        """The same where it is of the run's present parameters, else empty; without a digest the newer file decides."""
+        found = self.diagnosis()
+        known = self.parameters_digest() if found else ""
+        assumed = known if self.is_up_to_date("diagnosis.json") else None
+        return found if found.get("parameters", assumed) == known else {}
 
     def is_up_to_date(self, file: str) -> bool:
         """Whether a file of the run is there and was written after its parameters."""
@@ -302,6 +315,19 @@ def _is_measured(row: Mapping[Any, Any]) -> bool:
         return False
 
 
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Other processes that ask for the same wait until the context ends; where the system has no locks, they do not."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _write(path: Path, content: bytes) -> None:
     """Replace a file's content in one step that survives a crash at any moment."""
     beside = path.with_name(path.name + ".part")
@@ -314,6 +340,13 @@ def _write(path: Path, content: bytes) -> None:
     except OSError:
         beside.unlink(missing_ok=True)
         raise
+
+
+def estimate_name(record: Mapping[str, Any]) -> str:
+    """elbo, iwae-100, elbo-auto-normal: the estimator of a record, with its K where it has one, and a fitted guide."""
+    counted = record["estimator"] in ("iwae", "released-is", "log-evidence")
+    name = record["estimator"] + (f"-{record['num_particles']}" if counted else "")
+    return name + (f"-{record['guide_name']}" if "guide_name" in record else "")
 
 
 def _question(record: Mapping[str, Any]) -> dict[str, Any]:

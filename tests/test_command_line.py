@@ -237,6 +237,8 @@ def test_the_same_command_with_resume_goes_on(trained, tmp_path, capsys):
     config = tmp_path / "run" / "config.toml"
     assert main(["train", "--resume", f"--out={tmp_path / 'run'}", f"--config={config}", "--steps=60"]) == 0
     assert open_run(tmp_path / "run").checkpoint().step == 60
+    short = written(tmp_path / "short.toml", "backend = 'pyro'")  # in which no seed is written
+    assert main(["train", "--resume", f"--out={tmp_path / 'run'}", f"--config={short}", "--steps=65"]) == 0
     matrix(tmp_path, 2 * np.eye(CELLS))
     assert "own lattice = " in fails([*arguments, "--resume", "--steps=70"], capsys)
 
@@ -293,6 +295,7 @@ def test_a_diverged_run_exits_with_3(tmp_path, capsys):
         (["--device", "cuda"], "expected a GPU"),
         (["--seed", "-1"], "expected a seed between 0"),
         (["--temperatures", "5"], "expected ais or sandwich among --estimators with settings of their chains"),
+        (["--estimators", "ais", "--particles", "5"], "expected an estimator of --particles among --estimators"),
     ],
 )
 def test_wrong_evaluations(options, words, trained, capsys):

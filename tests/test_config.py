@@ -4,10 +4,12 @@ import re
 from dataclasses import fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import tomli_w
 
 from ppl_tvae import config
+from ppl_tvae.assembly import lattice_of
 from ppl_tvae.config import Experiment, experiment_from, read_toml
 from ppl_tvae.data.sprites import MOVING, SPRITES
 from ppl_tvae.errors import UserError
@@ -149,6 +151,34 @@ def test_sprites_have_the_sizes_of_the_paper(data, model, window, width):
     assert resolved.transforms == ("scale", "orientation", "posX", "posY")
     assert (resolved.temporal_window, resolved.spatial_width) == (window, width)
     assert resolved.resolved() == resolved
+
+
+def test_numbers_of_numpy_are_numbers():
+    found = replace(Experiment(), steps=np.int64(9), mu=np.float32(2.0), hidden=(np.int32(5),)).resolved()
+    assert (found.steps, found.mu, found.hidden) == (9, 2.0, (5,))
+    assert {type(value) for value in (found.steps, *found.hidden)} == {int}
+
+
+@pytest.mark.parametrize(("capsule_dim", "width"), [(324, 5), (16, 4), (4, 2)])
+def test_the_neighbourhood_of_a_torus_fits_into_it(capsule_dim, width):
+    assert Experiment(model="torus", capsule_dim=capsule_dim).resolved().spatial_width == width
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"spatial_width": 4}, "expected an odd spatial_width of at most the 18 positions.*found 4"),
+        ({"spatial_width": 19}, "expected an odd spatial_width of at most the 18 positions.*found 19"),
+        ({"num_timesteps": 1}, "expected a temporal_window of at least 2 with spatial_width 3.*name model 'static'"),
+    ],
+)
+def test_a_band_that_would_be_another_is_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        lattice_of(replace(Experiment(), **settings).resolved())
+
+
+def test_two_frames_share_variance():
+    assert lattice_of(Experiment(num_timesteps=2).resolved()).degrees_of_freedom.min() == 4
 
 
 def test_other_data_have_the_sizes_for_mnist():

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import ppl_tvae
-from ppl_tvae import comparison
+from ppl_tvae import cli, comparison
 from ppl_tvae.diagnosis import equivariance_metrics
 from ppl_tvae.inference import bounds, reliability
+from ppl_tvae.inference.numpyro.evaluator import Evaluator
 from ppl_tvae.inference.temperatures import Annealing
+from ppl_tvae.loop import Interrupted
 from ppl_tvae.report import _warnings
 from ppl_tvae.runs import open_run
 from ppl_tvae.trained import evaluator
@@ -133,6 +136,49 @@ def test_comparison_is_paired_and_refuses_what_cannot_be_ranked(runs, tmp_path):
     ppl_tvae.evaluate(other, estimators=("elbo",), particles=(2,), max_sequences=8)
     with pytest.raises(ppl_tvae.UserError, match="found likelihood 'bernoulli' in 'numpyro' and 'bernoulli-grey'"):
         ppl_tvae.compare([runs["numpyro"], other])
+
+
+def test_one_sequence_has_no_error_in_text_and_in_json(runs):
+    (record,) = ppl_tvae.evaluate(runs["numpyro"], estimators="elbo", particles=3, max_sequences=1, seed=11)
+    compared = comparison.Comparison("", {"a": {"elbo": comparison._entry(record)}}, {}, {})
+    assert comparison.as_json(compared)["estimates"]["a"]["elbo"]["standard_error"] is None
+    assert f"{record['value']:.2f}\n" in comparison.as_text(compared) + "\n"
+
+
+def test_validation_sequences_of_another_fraction_are_not_compared(runs, tmp_path):
+    for name, fraction in (("a", 0.2), ("b", 0.02)):
+        shutil.copytree(runs["pyro"].path, tmp_path / name)
+        run = open_run(tmp_path / name)
+        replace(run, experiment=replace(run.experiment, validation_fraction=fraction)).save_config()
+        (run.path / "evaluation.json").unlink()
+        ppl_tvae.evaluate(run.path, estimators="elbo", particles=2, max_sequences=4, split="validation")
+    with pytest.raises(ppl_tvae.UserError, match=r"found validation_fraction '0.2' in 'a' and '0.02' in 'b'"):
+        ppl_tvae.compare([tmp_path / "a", tmp_path / "b"])
+
+
+def test_ctrl_c_ends_an_evaluation_and_keeps_what_is_done(runs, tmp_path, monkeypatch):
+    """In the second of three batches: both numbers of these weights are over one batch, and no estimator follows."""
+    run = open_run(shutil.copytree(runs["numpyro"].path, tmp_path / "run"))
+    (run.path / "evaluation.json").unlink(missing_ok=True)
+    draw = Evaluator.log_weights
+
+    def interrupted(self, plan, batch_index, *arguments, **options):
+        if batch_index == 1:
+            raise KeyboardInterrupt
+        return draw(self, plan, batch_index, *arguments, **options)
+
+    (whole,) = ppl_tvae.evaluate(runs["numpyro"], estimators="elbo", particles=2, max_sequences=9)
+    monkeypatch.setattr(Evaluator, "log_weights", interrupted)
+    with pytest.raises(Interrupted, match=r"stopped after 8 of 20 sequences; .*evaluation.json"):
+        ppl_tvae.evaluate(run, estimators=ALL, particles=2, annealing=FEW, max_sequences=20, quiet=True)
+    found = [(record["estimator"], record["num_sequences"]) for record in run.evaluations()]
+    assert found == [("elbo", 8), ("iwae", 8), ("log-evidence", 8)]
+    assert {record["stopped_before"] for record in run.evaluations()} == {20}
+    before = {name: value for name, value in run.evaluations()[0].items() if name != "stopped_before"}
+    run.add_evaluation(whole)
+    run.add_evaluation(before | {"stopped_before": 20, "seed": 5})
+    assert ppl_tvae.compare(run).estimates["run"]["elbo"].num_sequences == 9
+    assert cli.main(["evaluate", str(run.path), "--max-sequences", "20"]) == cli.EXIT_INTERRUPTED
 
 
 def test_tested_on_other_transforms_than_trained_on(runs):

@@ -15,6 +15,7 @@ from ppl_tvae.diagnostics.animation import animation
 from ppl_tvae.diagnostics.charts import khat_chart, predictive_chart
 from ppl_tvae.errors import UserError
 from ppl_tvae.figures import FIGURES, diagnosis_charts, draw_figures
+from ppl_tvae.report import write_report
 from ppl_tvae.training import data_of
 from tests.small_runs import small_training
 
@@ -62,6 +63,19 @@ def test_a_vae_has_no_lattice_and_unlabelled_images_no_classes(tmp_path):
     settings = {"model": "torus", "num_timesteps": None, "num_capsules": None, "capsule_dim": 25}
     unlabelled = train(small_training(tmp_path, "pyro", **settings), tmp_path / "torus", quiet=True)
     assert set(draw_figures(unlabelled)) == {"reconstructions", "prior_samples", "energies", "torus_images"}
+
+
+def test_data_that_are_hard_to_draw_are_drawn(tmp_path):
+    """Two channels, and a test set of one sequence, over which nothing correlates."""
+    frames = np.random.default_rng(0).random((20, 4, 5, 6, 2))
+    np.savez(tmp_path / "mine.npz", sequences=frames, test=[3])
+    settings = {"likelihood": "normal", "num_timesteps": None, "transforms": None, "steps": 2}
+    experiment = replace(small_training(tmp_path, "pyro", **settings), data=str(tmp_path / "mine.npz"))
+    run = train(experiment, tmp_path / "run", quiet=True)
+    drawn = draw_figures(run.path)
+    assert set(drawn) == {"reconstructions", "prior_samples", "traversals", "traversal_animation"}
+    assert all(is_drawn(path) for path in drawn.values())
+    assert write_report(run.path, str(tmp_path / "page.html")).exists()
 
 
 def test_a_torus_has_maps(torus):

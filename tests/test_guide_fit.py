@@ -268,13 +268,20 @@ def test_command_file_and_report(backend, run, tmp_path, capsys):
     assert "How far is the guide from the posterior?" in page
     assert escape(found["amortisation_gap"]["verdict"]) in page
     assert "effective draws" in page
+    assert 'class="warning"' in page[page.index("How far is the guide") :][:400]  # six draws are too few to believe
 
-
-def test_without_the_options_nothing_of_it_is_there(run, capsys):
-    assert cli.main(["diagnose", str(run.path), "--draws", "4", "--sequences", "1", "--max-sequences", "2",
-                     "--simulated", "8"]) == 0  # fmt: skip
+    few = ["diagnose", str(run.path), "--draws", "4", "--sequences", "1", "--max-sequences", "2", "--simulated", "8"]
+    assert cli.main(few) == 0  # what took long stays
+    again = run.diagnosis()
+    assert (again["mcmc"], again["amortisation_gap"]) == (found["mcmc"], found["amortisation_gap"])
+    assert again["posterior"]["num_draws"] == 4
+    with xr.open_datatree(run.path / "posterior.nc", engine="h5netcdf") as tree:
+        assert set(tree.children) >= CHAIN_GROUPS
+        assert tree["posterior"].sizes["draw"] == 4
+    assert cli.main([*few, "--split", "validation"]) == 0  # of other sequences
     assert not {"mcmc", "amortisation_gap"} & set(run.diagnosis())
-    assert "MCMC" not in capsys.readouterr().out
+    with xr.open_datatree(run.path / "posterior.nc", engine="h5netcdf") as tree:
+        assert not CHAIN_GROUPS & set(tree.children)
 
 
 def test_refused_in_a_sentence(run, capsys):
@@ -286,6 +293,7 @@ def test_refused_in_a_sentence(run, capsys):
         (["--mcmc", "nuts", "--mcmc-chains", "0"], "num_chains of at least 1"),
         (["--gap", "auto-cauchy"], "automatic guide"),
         (["--gap", "auto-normal", "--gap-sequences", "1"], "at least 2 sequences"),
+        (["--mcmc", "hmc", "--mcmc-tree-depth", "3"], "only with --mcmc nuts"),
     ]:
         assert cli.main(["diagnose", str(run.path), *arguments]) == 2
         assert words in capsys.readouterr().err

@@ -217,6 +217,24 @@ def test_a_state_of_another_program_is_refused(tmp_path):
         resume(run.path, steps=60)
 
 
+def test_a_state_with_a_parameter_more_is_refused(tmp_path):
+    """As after a parameter was taken out of the program: the others must not take up its place."""
+    run = train(small_training(tmp_path, "pyro"), tmp_path / "run", quiet=True)
+    state = run.checkpoint()
+    assert any(name.startswith("optimizer.decoder.0.weight.") for name in state.arrays)
+    more = {**state.arrays, "parameter.extra": np.zeros(2)}
+    run.save_checkpoint(replace(state, arrays=more))
+    with pytest.raises(UserError, match=r"expected parameter\.extra nowhere in the state"):
+        resume(run.path, steps=60)
+
+
+def test_random_streams_of_another_device_are_no_hindrance(tmp_path):
+    run = train(small_training(tmp_path, "pyro"), tmp_path / "run", quiet=True)
+    state = run.checkpoint()
+    run.save_checkpoint(replace(state, arrays={**state.arrays, "random.cuda": np.zeros(16, np.uint8)}))
+    assert resume(run.path, steps=60, quiet=True).checkpoint().step == 60
+
+
 def test_resume_changes_the_place_but_not_the_experiment(tmp_path):
     train(small_training(tmp_path, "pyro", steps=5), tmp_path / "run", quiet=True)
     resumed = resume(tmp_path / "run", steps=8, device="cpu", quiet=True)

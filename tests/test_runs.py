@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,33 @@ def test_evaluations_with_the_same_settings_are_replaced(run):
     with pytest.raises(UserError, match=r"expected JSON in .*evaluation.json"):
         run.add_evaluation(record)
     assert (run.path / "evaluation.json").read_text() == "["
+
+
+def test_processes_that_evaluate_side_by_side_lose_nothing(run):
+    """Reading the file and writing it anew is one step, whoever else does it."""
+    started = [
+        subprocess.Popen([
+            sys.executable, "-c",
+            "import sys; from ppl_tvae.runs import open_run; run = open_run(sys.argv[1])\n"
+            "for k in range(20): run.add_evaluation({'estimator': sys.argv[2], 'num_particles': k})",
+            str(run.path), name,
+        ])
+        for name in ("ais", "iwae")
+    ]  # fmt: skip
+    assert [process.wait() for process in started] == [0, 0]
+    assert len(run.evaluations()) == 40
+
+
+def test_a_diagnosis_of_earlier_parameters_is_known_as_one(run):
+    run.save_parameters({"mu": np.asarray(1.0)})
+    run.save_diagnosis({"calibration": {}})
+    assert run.present_diagnosis() == run.diagnosis()
+    os.utime(run.path / "diagnosis.json", (0, 0))  # as a copy may have it
+    assert run.present_diagnosis()
+    run.save_parameters({"mu": np.asarray(2.0)})
+    os.utime(run.path / "parameters.safetensors", (0, 0))
+    assert run.present_diagnosis() == {}
+    assert run.diagnosis()["calibration"] == {}
 
 
 def test_what_is_not_a_run(tmp_path):

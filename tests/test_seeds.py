@@ -6,12 +6,12 @@ import signal
 import numpy as np
 import pytest
 
-from ppl_tvae import cli
+from ppl_tvae import cli, seeds, training
 from ppl_tvae.errors import UserError
 from ppl_tvae.loop import Diverged, Interrupted, Loop
 from ppl_tvae.runs import Run, open_run
 from ppl_tvae.seeds import train_seeds
-from ppl_tvae.training import resume, train
+from ppl_tvae.training import first_elbo, resume, train
 from tests.small_runs import BACKENDS, outcome, small_arguments, small_training
 
 
@@ -64,6 +64,21 @@ def test_a_seed_that_diverges_leaves_the_others_alone(backend, tmp_path, monkeyp
     assert 7 <= stopped.checkpoint().step < 21
     assert all(np.isfinite(value).all() for value in stopped.parameters().values())
     assert other.checkpoint().step == 21
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_seed_that_diverges_before_its_first_step_leaves_the_others_alone(backend, tmp_path, monkeypatch):
+    def spoiled(experiment, held_out, trainer):
+        if experiment.seed == 3:
+            raise Diverged("no number")
+        return first_elbo(experiment, held_out, trainer)
+
+    for module in (seeds, training):
+        monkeypatch.setattr(module, "first_elbo", spoiled)
+    with pytest.raises(Diverged, match="no number"):
+        train_seeds(small_training(tmp_path, backend, steps=3), 2, tmp_path / "both", quiet=True)
+    assert not (tmp_path / "both-seed3").exists()
+    assert open_run(tmp_path / "both-seed4").checkpoint().step == 3
 
 
 def test_ctrl_c_keeps_the_state_of_every_seed(tmp_path, monkeypatch):

@@ -88,6 +88,11 @@ def with_chains(tree: xr.DataTree, chains: Chains, attrs: Mapping[str, Any]) -> 
         "log_likelihood_mcmc": group({"x": chains.log_likelihood}, {"x": ["sequence"]}),
         "sample_stats_mcmc": group(stats, {name: ["sequence"] for name in stats}),
     }
+    return with_groups(tree, groups)
+
+
+def with_groups(tree: xr.DataTree, groups: Mapping[str, xr.Dataset]) -> xr.DataTree:
+    """The tree with further groups, in place of those of the same names."""
     return xr.DataTree.from_dict({**{name: child.to_dataset() for name, child in tree.children.items()}, **groups})
 
 

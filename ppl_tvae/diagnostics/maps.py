@@ -55,7 +55,7 @@ def image_map(images: np.ndarray, grid: tuple[int, int], title: str) -> bytes:
     rows, columns = grid
     laid = tiled(as_picture(images.reshape(rows, columns, *images.shape[1:])))
     height, width = laid.shape[0] // rows, laid.shape[1] // columns
-    figure = blank_figure(6.0, 6.0 * rows * height / (columns * width) + 0.5)
+    figure = blank_figure(6.0, max(2.5, 6.0 * rows * height / (columns * width) + 0.5))
     axes = figure.add_subplot()
     extent = (-0.5, columns - 0.5, rows - 0.5, -0.5)
     axes.imshow(laid, cmap="gray", vmin=0, vmax=1, extent=extent)

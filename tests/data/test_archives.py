@@ -59,7 +59,7 @@ def test_other_keys_are_not_read(tmp_path: Path) -> None:
 
 
 NAN = np.full((10, 4, 5), np.nan)
-SEQUENCES = np.zeros((4, 3, 4, 5, 1), np.uint8)
+SEQUENCES = np.full((4, 3, 4, 5, 1), 99, np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ SEQUENCES = np.zeros((4, 3, 4, 5, 1), np.uint8)
         ({"images": IMAGES.astype(np.complex64)}, "found complex64"),
         ({"images": IMAGES.astype(str)}, "found <U"),
         ({"images": IMAGES * 1.0}, r"in \[0, 1\], found 0 to 199"),
-        ({"sequences": SEQUENCES - 0.5}, r"in \[0, 1\], found -0.5 to -0.5"),
+        ({"sequences": SEQUENCES - 99.5}, r"in \[0, 1\], found -0.5 to -0.5"),
         ({"images": NAN}, "NaN"),
         ({"images": NAN + np.inf}, "NaN or infinity"),
         ({"images": IMAGES[:0]}, r"at least one pixel.*\(0, 4, 5, 1\)"),
@@ -93,6 +93,15 @@ SEQUENCES = np.zeros((4, 3, 4, 5, 1), np.uint8)
         ({"images": IMAGES, "test": np.ones(10, bool)}, "found 0 and 10"),
         ({"images": IMAGES, "test": np.zeros(10, bool)}, "found 10 and 0"),
         ({"images": np.array([IMAGES, None], object)}, "Python objects"),
+        ({"images": IMAGES, "test": [3, 3]}, "repeated integers"),
+        ({"images": IMAGES, "test": np.arange(10) > 7} | {"test": (np.arange(10) > 7).astype(int)}, "a mask as bool"),
+        (
+            {"images": IMAGES > 9} | {"images": (IMAGES > 9).astype(np.uint8)},
+            "found none above 1 .*zeros and ones as f",
+        ),
+        ({"images": IMAGES, "labels": np.arange(10) + 3_000_000_000}, "of 32 bits, found 3000000000 to 3000000009"),
+        ({"images": IMAGES, "label": np.arange(10)}, "expected 'labels' in .*found 'label'"),
+        ({"images": IMAGES, "tests": [1]}, "expected 'test' in .*found 'tests'"),
     ],
 )
 def test_wrong_contents(tmp_path: Path, arrays: dict, words: str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppl_tvae.diagnostics.contact_sheet import contact_sheet
+from ppl_tvae.diagnostics.contact_sheet import as_picture, contact_sheet
 from ppl_tvae.errors import UserError
 
 
@@ -27,12 +27,16 @@ def test_rows_are_sequences_and_columns_frames(tmp_path: Path, channels: int) ->
     assert lit[:, 0].mean() > panel.shape[0] * 0.6
 
 
-@pytest.mark.parametrize(
-    ("shape", "labels"), [((2, 3, 8, 8), 2), ((2, 3, 8, 8, 2), 2), ((2, 3, 8, 8, 3), 1), ((0, 3, 8, 8, 3), 0)]
-)
+@pytest.mark.parametrize(("shape", "labels"), [((2, 3, 8, 8), 2), ((2, 3, 8, 8, 3), 1), ((0, 3, 8, 8, 3), 0)])
 def test_shapes_that_do_not_fit(tmp_path: Path, shape: tuple[int, ...], labels: int) -> None:
     with pytest.raises(UserError, match="row labels, found"):
         contact_sheet(np.zeros(shape), ["a"] * labels, tmp_path / "sheet.png", "")
+
+
+def test_two_channels_are_shown_as_their_mean() -> None:
+    frames = np.random.default_rng(0).random((2, 3, 4, 5, 2))
+    np.testing.assert_allclose(as_picture(frames), frames.mean(-1))
+    assert as_picture(frames[..., [0, 1, 1]]).shape == (2, 3, 4, 5, 3)
 
 
 def test_single_frames_stand_side_by_side(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from ppl_tvae.inference.temperatures import Annealing, forward_path
 from ppl_tvae.program import Program
 from tests.conftest import STANDARD_ERRORS
 from tests.oracles import linear_gaussian, tiny_tvae_log_evidence
-from tests.small import random_parameters, small_experiment
+from tests.small import FRAME, random_parameters, small_experiment
 
 BACKENDS = ("numpyro", "pyro")
 HOSTS = {"numpyro": (numpyro, numpyro_dist, numpyro.handlers), "pyro": (pyro, pyro_dist, pyro.poutine)}
@@ -315,6 +315,50 @@ def test_what_a_handler_masks_does_not_count(backend):
     np.testing.assert_allclose(masked[:, :2], plain[:, :2], rtol=1e-12)
     np.testing.assert_allclose(masked[:, 2:], 0.0, atol=1e-12)
     assert (np.abs(plain[:, 2:]) > 0.1).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("length", "mask", "words"),
+    [
+        (1, True, "same number of frames"),
+        (5, True, "5 in 'z', 3 in 'x'"),
+        (3, False, "'z' to be independent over time"),
+    ],
+)
+def test_a_score_per_frame_needs_frames(backend, length, mask, words):
+    """A latent of another length would be counted in each frame, or in none; a mask not at all."""
+    host, dist, handlers = HOSTS[backend]
+
+    def model(frames):
+        with host.plate("sequences", frames.shape[0]):
+            with handlers.mask(mask=mask):
+                host.sample("z", dist.Normal(0.0, 1.0).expand((length,)).to_event(1))
+            host.sample("x", dist.Normal(0.0 * frames, 1.0).to_event(4), obs=frames)
+
+    frames, program = np.zeros((4, 3, 1, 1, 1)), Program(model, handlers.block(model, hide=["x"]))
+    if backend == "numpyro":
+        draw, arguments = numpyro_importance.frame_log_weights(program, 2), (jax.random.key(0), jnp.asarray(frames))
+    else:
+        draw, arguments = pyro_importance.frame_log_weights(program, 2), (torch.tensor(frames),)
+    with pytest.raises(UserError, match=words):
+        draw({}, *arguments)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_simulated_frames_are_numbers_as_in_training(backend):
+    experiment = small_experiment("tvae", "bernoulli")
+    program, parameters = assemble(experiment, backend), random_parameters(experiment, np.random.default_rng(0))
+    shape = (2, experiment.num_timesteps, *FRAME)
+    if backend == "numpyro":
+        annealer = numpyro_annealing.Annealer(program, jax.tree.map(jnp.asarray, parameters), Annealing())
+        frames, _ = annealer.simulate(jax.random.key(0), jnp.zeros(shape))
+        assert frames.dtype == jnp.zeros(()).dtype
+    else:
+        values = {name: torch.tensor(value, dtype=torch.float32) for name, value in parameters.items()}
+        frames, _ = pyro_annealing.Annealer(program, values, Annealing()).simulate(torch.zeros(shape))
+        assert frames.dtype == torch.float32
+    assert set(np.unique(np.asarray(frames))) == {0.0, 1.0}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

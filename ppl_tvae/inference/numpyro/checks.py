@@ -130,7 +130,8 @@ def _check_observed(sites: Trace, frames: jax.Array) -> None:
         )
     if OBSERVED not in observed:
         found = f"'{next(iter(observed))}'" if observed else "none"
-        raise UserError(f'expected the model to observe the frames at the site "{OBSERVED}", found {found}; rename it')
+        instead = "write .mask(...) at the distribution in place of obs_mask" if "_observed" in found else "rename it"
+        raise UserError(f'expected the model to observe the frames at the site "{OBSERVED}", found {found}; {instead}')
     site = observed[OBSERVED]
     if site["fn"].batch_shape + site["fn"].event_shape != frames.shape:
         found = f"batch {tuple(site['fn'].batch_shape)} and event {tuple(site['fn'].event_shape)}"

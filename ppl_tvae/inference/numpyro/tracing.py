@@ -141,7 +141,7 @@ def per_sequence(site: Site, values: jax.Array) -> jax.Array:
     if PLATE not in plates:
         raise UserError(
             f"expected site '{site['name']}' inside the plate '{PLATE}', found it outside; "
-            f'write `with numpyro.plate("{PLATE}", frames.shape[0]):` around it'
+            f'write `with numpyro.plate("{PLATE}", frames.shape[0]):` around it, or make it a parameter'
         )
     axis = values.ndim + plates[PLATE]
     if axis < 0:

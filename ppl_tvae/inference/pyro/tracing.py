@@ -172,7 +172,7 @@ def per_sequence(site: Site, values: Tensor) -> Tensor:
     if PLATE not in plates:
         raise UserError(
             f"expected site '{site['name']}' inside the plate '{PLATE}', found it outside; "
-            f'write `with pyro.plate("{PLATE}", frames.shape[0]):` around it'
+            f'write `with pyro.plate("{PLATE}", frames.shape[0]):` around it, or make it a parameter'
         )
     axis = values.ndim + plates[PLATE]
     if axis < 0:
@@ -241,10 +241,11 @@ def frame_log_joint(sites: Trace) -> Tensor:
 def log_prob_per_frame(site: Site) -> Tensor:
     """log p(value) of a site whose event begins with time, per frame: (batch, S), nats. Raises UserError otherwise."""
     fn = site["fn"]
-    if not isinstance(fn, Independent) or site["value"].ndim < 2 or site["mask"] is not None:
+    masked = site["mask"] is not None and site["mask"] is not True
+    if not isinstance(fn, Independent) or site["value"].ndim < 2 or masked:
         raise UserError(
             f"expected site '{site['name']}' to be independent over time for a score per frame, "
-            f"found {type(fn).__name__}{' under a mask' if site['mask'] is not None else ''}"
+            f"found {type(fn).__name__}{' under a mask' if masked else ''}"
         )
     values = fn.base_dist.log_prob(site["value"])
     return torch.sum(values.reshape(*values.shape[:2], -1), dim=-1)

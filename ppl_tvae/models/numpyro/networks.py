@@ -51,10 +51,10 @@ def hidden_layers(name: str, x: jax.Array, hidden: Sequence[int]) -> jax.Array:
 
 
 def decoder(t: jax.Array, hidden: Sequence[int], frame_shape: Sequence[int]) -> jax.Array:
-    """Logits of the pixels: t (batch, S, C, D) -> (batch, S, height, width, channel), each frame by itself."""
+    """Logits of the pixels: t (..., S, C, D) -> (..., S, height, width, channel), each frame by itself."""
     height, width, channel = frame_shape
-    logits = mlp("decoder", t.reshape(*t.shape[:2], -1), hidden, height * width * channel)
-    return logits.reshape(*t.shape[:2], height, width, channel)
+    logits = mlp("decoder", t.reshape(*t.shape[:-2], -1), hidden, height * width * channel)
+    return logits.reshape(*t.shape[:-2], height, width, channel)
 
 
 def encoder(name: str, frames: jax.Array, hidden: Sequence[int], shape: Sequence[int]) -> tuple[jax.Array, jax.Array]:

@@ -50,10 +50,10 @@ def hidden_layers(name: str, x: Tensor, hidden: Sequence[int]) -> Tensor:
 
 
 def decoder(t: Tensor, hidden: Sequence[int], frame_shape: Sequence[int]) -> Tensor:
-    """Logits of the pixels: t (batch, S, C, D) -> (batch, S, height, width, channel), each frame by itself."""
+    """Logits of the pixels: t (..., S, C, D) -> (..., S, height, width, channel), each frame by itself."""
     height, width, channel = frame_shape
-    logits = mlp("decoder", t.reshape(*t.shape[:2], -1), hidden, height * width * channel)
-    return logits.reshape(*t.shape[:2], height, width, channel)
+    logits = mlp("decoder", t.reshape(*t.shape[:-2], -1), hidden, height * width * channel)
+    return logits.reshape(*t.shape[:-2], height, width, channel)
 
 
 def encoder(name: str, frames: Tensor, hidden: Sequence[int], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
