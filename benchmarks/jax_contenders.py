@@ -38,7 +38,7 @@ NAMES = {PPL: "NumPyro", PLAIN: "JAX alone"}
 
 def contenders(data: SequenceData, batch_size: int, compiled: bool = False) -> Contenders:
     """All of them, for batches of so many sequences; all are compiled, asked for or not."""
-    first = _step_of(data.train_plans(0, 0, 1, batch_size), 0)
+    first = data.train_plans(0, 0, 1, batch_size).at(0)
     frames = rendered(to_device(data.tables), to_device(first))
     found: Contenders = {}
     for drawn in (True, False):
@@ -57,7 +57,7 @@ def extra_memory(run: Callable[[int], object]) -> int | None:
 
 def weighing(experiment: Experiment, data: SequenceData, batch_size: int, num_particles: int) -> dict[str, Any]:
     """Log weights of one batch, ours and by hand, and the networks alone; a step is one evaluation of the batch."""
-    first = _step_of(data.train_plans(0, 0, 1, batch_size), 0)
+    first = data.train_plans(0, 0, 1, batch_size).at(0)
     frames = rendered(to_device(data.tables), to_device(first))
     assert experiment.mu is not None
     shape, hidden = latent_shape(experiment), experiment.hidden
@@ -135,7 +135,3 @@ def _products(frames: jax.Array) -> Any:
         return jax.lax.fori_loop(0, num_steps, step, (operands, one_step(operands)))[1]
 
     return lambda num_steps: jax.block_until_ready(steps(operands, num_steps - 1))
-
-
-def _step_of(plans: Plan, index: int) -> Plan:
-    return Plan(*(field[index] for field in plans))

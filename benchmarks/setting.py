@@ -69,7 +69,7 @@ class Plans:
     def following(self, num_steps: int) -> Plan:
         """The plans of the next steps, with leading axes (num_steps, batch)."""
         if not self._drawn:
-            return Plan(*(np.repeat(field, num_steps, axis=0) for field in self._draw(0, 1)))
+            return self._draw(0, 1).map(lambda field: np.repeat(field, num_steps, axis=0))
         self._step += num_steps
         return self._draw(self._step - num_steps, num_steps)
 

@@ -51,7 +51,7 @@ LARGEST_RELEASED = 64  # sequences in a batch; it draws them one by one, so that
 
 def contenders(data: SequenceData, batch_size: int, compiled: bool = False) -> Contenders:
     """All of them, for batches of so many sequences; on a GPU with and without graphs, and compiled."""
-    first, on_gpu = _step_of(data.train_plans(0, 0, 1, batch_size), 0), torch.get_default_device().type == "cuda"
+    first, on_gpu = data.train_plans(0, 0, 1, batch_size).at(0), torch.get_default_device().type == "cuda"
     frames = rendered(to_device(data.tables), to_device(first))
     found: Contenders = {}
     for drawn in (True, False):
@@ -106,7 +106,7 @@ def _done(run: Callable[[int], object]) -> Callable[[int], None]:
 
 def weighing(experiment: Experiment, data: SequenceData, batch_size: int, num_particles: int) -> dict[str, Any]:
     """Log weights of one batch, ours and by hand, and the networks alone; a step is one evaluation of the batch."""
-    first = _step_of(data.train_plans(0, 0, 1, batch_size), 0)
+    first = data.train_plans(0, 0, 1, batch_size).at(0)
     frames = rendered(to_device(data.tables), to_device(first))
     model = plain_model(experiment, frames[0, 0].numel())
     draw = log_weights(assemble(experiment, "pyro"), num_particles)
@@ -145,7 +145,7 @@ def _plain(render: Any, tables: Any, frames: torch.Tensor, plans: Plans, compile
 
     def run(num_steps: int) -> np.ndarray:
         drawn = to_device(plans.following(num_steps))
-        return trainer.advance(render(tables, _step_of(drawn, index)) for index in range(num_steps))
+        return trainer.advance(render(tables, drawn.at(index)) for index in range(num_steps))
 
     return run
 
@@ -169,7 +169,7 @@ def _recorded(render: Any, tables: Any, frames: torch.Tensor, first: Plan, plans
 
 def _replaying(step: Callable[[Plan], torch.Tensor], first: Plan, plans: Plans) -> Any:
     """A step as a graph; what it reads of a plan is written before each replay."""
-    plan = Plan(*(field.clone() for field in to_device(first)))
+    plan = to_device(first).map(torch.clone)
     replay = plain_torch.recorded(lambda: step(plan))
 
     def run(num_steps: int) -> np.ndarray:
@@ -201,7 +201,7 @@ def _rendering(tables: Any, first: Plan, plans: Plans, on_gpu: bool) -> Any:
     def run(num_steps: int) -> None:
         drawn = to_device(plans.following(num_steps))
         for index in range(num_steps):
-            rendered(tables, _step_of(drawn, index))
+            rendered(tables, drawn.at(index))
 
     return run
 
@@ -227,7 +227,3 @@ def _products(frames: torch.Tensor, on_gpu: bool) -> Any:
             compute()
 
     return run
-
-
-def _step_of(plans: Plan, index: int) -> Plan:
-    return Plan(*(field[index] for field in plans))

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ppl_tvae.assembly import assemble as assemble
     from ppl_tvae.comparison import compare as compare
     from ppl_tvae.config import Experiment as Experiment
     from ppl_tvae.diagnosis import diagnose as diagnose
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from ppl_tvae.training import train as train
 
 _HOMES = {
+    "assemble": "assembly",
     "Experiment": "config",
     "diagnose": "diagnosis",
     "to_datatree": "diagnosis",

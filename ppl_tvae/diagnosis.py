@@ -280,7 +280,7 @@ def simulated_ranks(
 ) -> dict[str, np.ndarray]:
     """As `calibration_ranks`, of an evaluator; of the plan only the shape of its frames counts."""
     rng, ranks = np.random.default_rng(seed), dict[str, list[np.ndarray]]()
-    batch = Plan(*(np.repeat(field[:1], SEQUENCES_PER_BATCH, axis=0) for field in plan))
+    batch = plan.map(lambda field: np.repeat(field[:1], SEQUENCES_PER_BATCH, axis=0))
     batches = range(-(-num_sequences // SEQUENCES_PER_BATCH))
     for index in tqdm(batches, desc="calibration", disable=True if quiet else None):
         truth, draws = ready.simulated(batch, index, num_draws)

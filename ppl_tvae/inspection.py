@@ -8,7 +8,6 @@ from typing import Any
 
 from ppl_tvae.assembly import assemble
 from ppl_tvae.config import Experiment
-from ppl_tvae.data import Plan
 from ppl_tvae.errors import UserError
 from ppl_tvae.program import Program
 from ppl_tvae.runs import writing_to
@@ -65,7 +64,7 @@ def _on_two_sequences(experiment: Experiment) -> Iterator[tuple[Any, Program, An
     device = import_module(f"ppl_tvae.inference.{resolved.backend}.device")
     with device.on_device(resolved.device, resolved.precision, resolved.matmul):
         program = assemble(resolved, resolved.backend)
-        plan = Plan(*(field[0] for field in data.train_plans(resolved.seed, 0, 1, 2)))
+        plan = data.train_plans(resolved.seed, 0, 1, 2).at(0)
         frames = renderer(resolved)(device.to_device(data.tables), device.to_device(plan))
         with naming_the_program(resolved):
             checks.check_program(program, frames, resolved.likelihood)

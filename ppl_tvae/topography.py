@@ -8,14 +8,14 @@ import numpy as np
 
 from ppl_tvae.assembly import lattice_of
 from ppl_tvae.config import Experiment
-from ppl_tvae.data import Plan, SequenceData
+from ppl_tvae.data import Plan, SequenceData, parts
 from ppl_tvae.diagnostics.energies import cell_correlation, overlap
 from ppl_tvae.diagnostics.maps import correlation_maps, image_map, selectivity_map
 from ppl_tvae.diagnostics.selectivity import class_selectivity
 from ppl_tvae.models.lattice import Lattice
 from ppl_tvae.runs import Run, writing_to
+from ppl_tvae.trained import SEQUENCES_PER_BATCH
 
-_BATCH = 8
 _FRAMES_PER_BATCH = 144  # as many as 8 sequences of 18
 
 
@@ -63,7 +63,7 @@ def draw_preferred_images(run: Run, data: SequenceData, ready: Any, num_images: 
     """
     activations, plan = _on_torus(data, ready, num_images)
     best = activations.argmax(axis=0)
-    shown = ready.frames(Plan(*(field[best] for field in plan)))[:, 0]
+    shown = ready.frames(plan.at(best))[:, 0]
     side = round(activations.shape[1] ** 0.5)
     path = run.figure("torus_images.png")
     title = f"of {len(activations)} test images, the one with the largest t at each position"
@@ -96,13 +96,9 @@ def _on_torus(data: SequenceData, ready: Any, num_images: int) -> tuple[np.ndarr
 
 def _latents(data: SequenceData, ready: Any, num_sequences: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """One draw of the guide for each of the first test sequences, by site."""
-    plan = data.test_plan(num_sequences)
-    size = max(_BATCH, _FRAMES_PER_BATCH // data.num_timesteps)
-    parts = []
-    for index, start in enumerate(range(0, len(plan.image), size)):
-        sites = ready.latents(Plan(*(field[start : start + size] for field in plan)), index)
-        parts.append([sites[name] for name in names])
-    return dict(zip(names, map(np.concatenate, zip(*parts, strict=True)), strict=True))
+    size = max(SEQUENCES_PER_BATCH, _FRAMES_PER_BATCH // data.num_timesteps)
+    drawn = [ready.latents(part, index) for index, part in parts(data.test_plan(num_sequences), size)]
+    return {name: np.concatenate([sites[name] for sites in drawn]) for name in names}
 
 
 def _trained_lattice(run: Run) -> Lattice:

@@ -132,7 +132,7 @@ def batched(plan: Plan, batch_size: int) -> Plan:
     """A plan (sequences, ...) as batches (batches, batch, ...); the last sequences that fill no batch are left out."""
     size = min(batch_size, len(plan.image))
     whole = len(plan.image) // size * size
-    return Plan(*(field[:whole].reshape(-1, size, *field.shape[1:]) for field in plan))
+    return plan.map(lambda field: field[:whole].reshape(-1, size, *field.shape[1:]))
 
 
 @contextmanager
@@ -223,7 +223,7 @@ def _check_processes(experiment: Experiment, num_processes: int) -> None:
 
 def first_plan(experiment: Experiment, data: SequenceData) -> Plan:
     """The first batch: what fixes the shapes of all."""
-    return Plan(*(field[0] for field in data.train_plans(experiment.seed, 0, 1, experiment.batch_size)))
+    return data.train_plans(experiment.seed, 0, 1, experiment.batch_size).at(0)
 
 
 def held_out_plan(experiment: Experiment, data: SequenceData) -> Plan:

@@ -114,7 +114,7 @@ class SequenceData:
             return plan
         transform, image = np.divmod(plan.image, np.int32(len(self.source.pixels)))
         plan = plan._replace(transform=transform, image=image)
-        flat = Plan(*(field.reshape(-1, *field.shape[plan.image.ndim :]) for field in plan))
+        flat = plan.map(lambda field: field.reshape(-1, *field.shape[plan.image.ndim :]))
         return plan._replace(phase=self.moving_indices(flat)[:, 0].reshape(image.shape))
 
     def plan(self, split: str, limit: int) -> Plan:
@@ -136,7 +136,7 @@ class SequenceData:
             raise UserError(f"expected {split} sequences, found none in {self.source.name}; hold some images out.")
         order = np.random.default_rng(SPLIT_SEED).permutation(indices)
         plan = fixed_plan(order, split, len(self.transforms), self.num_timesteps)
-        return self._with_motions(Plan(*(field[:limit] for field in plan)))
+        return self._with_motions(plan.at(slice(limit)))
 
 
 def open_data(

@@ -6,9 +6,9 @@ The draws are NumPy's PCG64, whose streams NumPy keeps stable but does not promi
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -36,11 +36,19 @@ class Plan(NamedTuple):
     fixed: np.ndarray
     noise: np.ndarray
 
+    def map(self, function: Callable[[Any], Any]) -> "Plan":
+        """The plan of what the function makes of each field."""
+        return Plan(*(function(field) for field in self))
+
+    def at(self, index: Any) -> "Plan":
+        """What lies at an index, a slice or an array of indices of the first axis."""
+        return self.map(lambda field: field[index])
+
 
 def parts(plan: Plan, size: int) -> Iterator[tuple[int, Plan]]:
     """The plan in parts of `size` sequences, the last one perhaps smaller, each with its number from 0."""
     for index, start in enumerate(range(0, len(plan.image), size)):
-        yield index, Plan(*(field[start : start + size] for field in plan))
+        yield index, plan.at(slice(start, start + size))
 
 
 def training_plans(

@@ -1,4 +1,4 @@
-"""Settings of annealed importance sampling, the same for both backends, and its inverse temperatures."""
+"""Settings of annealed importance sampling, its inverse temperatures and what it gives, the same for both backends."""
 
 from typing import NamedTuple
 
@@ -29,6 +29,14 @@ class Annealing(NamedTuple):
     num_chains: int = 1
     target_acceptance: float = 0.65
     step_size: float = 0.05
+
+
+class Annealed(NamedTuple):
+    """log_weights: (num_chains, batch), nats per sequence; acceptance_rates, step_sizes: (T-2,), per temperature."""
+
+    log_weights: np.ndarray
+    acceptance_rates: np.ndarray
+    step_sizes: np.ndarray
 
 
 def check_annealing(annealing: Annealing) -> None:

@@ -32,7 +32,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     program_traces,
     traces_at,
 )
-from ppl_tvae.inference.temperatures import Annealing, Path, forward_path
+from ppl_tvae.inference.temperatures import Annealed, Annealing, Path, forward_path
 from ppl_tvae.program import Program
 
 Latents = dict[str, jax.Array]
@@ -40,14 +40,6 @@ Progress = Callable[[int], None]
 # Moves per compiled call: short enough to show progress and hear Ctrl-C, long enough to cost nothing.
 _MOVES_PER_CALL = 10
 _ADAPTATION_RATE = 0.2
-
-
-class Annealed(NamedTuple):
-    """log_weights: (num_chains, batch), nats per sequence; acceptance_rates, step_sizes: (T-2,), per temperature."""
-
-    log_weights: np.ndarray
-    acceptance_rates: np.ndarray
-    step_sizes: np.ndarray
 
 
 class _State(NamedTuple):

@@ -9,14 +9,14 @@ import numpy as np
 
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC, Chains
-from ppl_tvae.inference.numpyro.annealing import Annealed, Annealer, Progress
+from ppl_tvae.inference.numpyro.annealing import Annealer, Progress
 from ppl_tvae.inference.numpyro.device import to_device
 from ppl_tvae.inference.numpyro.importance import frame_log_weights, log_weights
 from ppl_tvae.inference.numpyro.mcmc import Sampler
 from ppl_tvae.inference.numpyro.posterior import decoding, posterior_draw, prior_draw
 from ppl_tvae.inference.numpyro.tracing import parameters_of
 from ppl_tvae.inference.numpyro.unamortised import unamortised_log_weights
-from ppl_tvae.inference.temperatures import Annealing
+from ppl_tvae.inference.temperatures import Annealed, Annealing
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
 

@@ -32,20 +32,12 @@ from ppl_tvae.inference.pyro.tracing import (
     program_traces,
     traces_at,
 )
-from ppl_tvae.inference.temperatures import Annealing, Path, forward_path
+from ppl_tvae.inference.temperatures import Annealed, Annealing, Path, forward_path
 from ppl_tvae.program import Program
 
 Latents = dict[str, Tensor]
 Progress = Callable[[int], None]
 _ADAPTATION_RATE = 0.2
-
-
-class Annealed(NamedTuple):
-    """log_weights: (num_chains, batch), nats per sequence; acceptance_rates, step_sizes: (T-2,), per temperature."""
-
-    log_weights: np.ndarray
-    acceptance_rates: np.ndarray
-    step_sizes: np.ndarray
 
 
 class _State(NamedTuple):

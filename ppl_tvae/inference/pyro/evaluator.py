@@ -10,14 +10,14 @@ from torch.utils._pytree import tree_map
 
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC, Chains
-from ppl_tvae.inference.pyro.annealing import Annealed, Annealer, Progress
+from ppl_tvae.inference.pyro.annealing import Annealer, Progress
 from ppl_tvae.inference.pyro.device import return_freed_memory, to_device
 from ppl_tvae.inference.pyro.importance import frame_log_weights, log_weights
 from ppl_tvae.inference.pyro.mcmc import Sampler
 from ppl_tvae.inference.pyro.posterior import decoding, posterior_draw, prior_draw
 from ppl_tvae.inference.pyro.tracing import parameters_of
 from ppl_tvae.inference.pyro.unamortised import unamortised_log_weights
-from ppl_tvae.inference.temperatures import Annealing
+from ppl_tvae.inference.temperatures import Annealed, Annealing
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
 

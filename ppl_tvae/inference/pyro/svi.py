@@ -167,7 +167,7 @@ class Trainer:
         """The plan that is evaluated next, where its loss is found, and what evaluates it; the same at every call."""
         shapes = [field.shape[1:] for field in plans]
         if self._evaluation is None or shapes != [field.shape for field in self._evaluation[0]]:
-            plan, loss = _copied(type(plans)(*(field[0] for field in plans))), torch.zeros(())
+            plan, loss = _copied(plans.at(0)), torch.zeros(())
 
             def evaluate() -> None:
                 loss.copy_(sequence_loss(HELD_OUT, self._program, self._render(self._tables, plan), 0))
@@ -210,7 +210,7 @@ class Trainer:
 
 def _copied(plan: Any) -> Any:
     """Of its own, to be written to."""
-    return type(plan)(*(field.clone() for field in plan))
+    return plan.map(torch.clone)
 
 
 def _write(plan: Any, plans: Any, index: int) -> None:
