@@ -13,6 +13,7 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.runs import Run, estimate_name, run_at
+from ppl_tvae.tables import aligned
 
 # What must be the same for two numbers to measure the same thing.
 _CONDITIONS = (
@@ -231,12 +232,4 @@ def _table(corner: str, rows: dict[str, dict[str, Entry]], markdown: bool) -> st
     columns = list(dict.fromkeys(key for own in rows.values() for key in own))
     cells = [[corner, *columns]]
     cells += [[name, *(str(own[key]) if key in own else "-" for key in columns)] for name, own in rows.items()]
-    widths = [max(len(row[index]) for row in cells) for index in range(len(columns) + 1)]
-    lines = [
-        [cell.ljust(w) if not i else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
-        for row in cells
-    ]
-    if not markdown:
-        return "\n".join("  ".join(line).rstrip() for line in lines)
-    ruled = [lines[0], ["-" * w if not i else "-" * (w - 1) + ":" for i, w in enumerate(widths)], *lines[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in ruled)
+    return aligned(cells, markdown)

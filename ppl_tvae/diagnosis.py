@@ -132,7 +132,7 @@ def diagnose(
     Keys: posterior (the settings of the tree, k-hat and effective sample size of each of its sequences, a verdict),
     calibration (for each quantity the `calibration_ranks` and a verdict), equivariance (`equivariance_metrics`),
     by_transform (`diagnostics.rolling`), and predictive_checks, prior_ranks and power_scaling (the functions of these
-    names).
+    names). The file also has parameters, the digest of those it is of.
     Where mcmc is given, also mcmc (`guide_fit.against_mcmc`), with the chains in posterior.nc; where gap_guide is,
     amortisation_gap (`guide_fit.amortisation_gap`). Both are slow, and stay from an earlier call with the same
     parameters, split and transforms until they are asked for again.

@@ -21,6 +21,7 @@ from ppl_tvae.experiments import Column, Reproduction, experiment_of_the_paper
 from ppl_tvae.figures import FIGURES, draw_figures
 from ppl_tvae.runs import Run, estimate_name, open_run, writing_to
 from ppl_tvae.seeds import run_of, train_seeds
+from ppl_tvae.tables import aligned
 from ppl_tvae.training import CHANGEABLE, data_of, resume, train
 
 _PARTICLES = (10, 100)
@@ -113,18 +114,9 @@ def as_text(reproduced: Reproduced, markdown: bool = False) -> str:
     cells = [["", *(f"{column.heading} [{column.convention}]" for column in columns)]]
     for label, own in reproduced.values.items():
         cells.append([label, *(_cell(own.get(column.name, ()), column, reproduced, label) for column in columns)])
-    widths = [max(map(len, texts)) for texts in zip(*cells, strict=True)]
-    lines = [
-        [
-            text.rjust(width) if place else text.ljust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in cells
-    ]
     if markdown:
-        ruled = [lines[0], ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], *lines[1:]]
-        return "\n\n".join(["\n".join(f"- {line}" for line in reproduced.header), "\n".join(map(_piped, ruled))])
-    return "\n".join([*reproduced.header, "", *("  ".join(line).rstrip() for line in lines)])
+        return "\n\n".join(["\n".join(f"- {line}" for line in reproduced.header), aligned(cells, markdown=True)])
+    return "\n".join([*reproduced.header, "", aligned(cells)])
 
 
 def as_json(reproduced: Reproduced) -> dict[str, Any]:
@@ -255,10 +247,6 @@ def _cell(values: Sequence[float], column: Column, reproduced: Reproduced, label
     text = f"{mean(values):,.{digits}f}" + (f" ± {stdev(values):,.{digits}f}" if len(values) > 1 else "")
     published = reproduced.published.get(label, {}).get(column.heading)
     return f"{text} (paper {published})" if published else text
-
-
-def _piped(line: Sequence[str]) -> str:
-    return f"| {' | '.join(line)} |"
 
 
 def _slug(label: str) -> str:

@@ -49,8 +49,9 @@ class _ModulesFollow(Messenger):
     def _pyro_post_param(self, msg: Any) -> None:
         own, value = (*msg["args"], None)[1], msg["value"]
         if isinstance(own, torch.nn.Parameter) and own is not value and self._written.get(own) is not value:
-            with torch.no_grad():
-                own.copy_(value)
+            if not torch.equal(own, value):  # a write would spoil what autograd has kept of it
+                with torch.no_grad():
+                    own.copy_(value)
             self._written[own] = value
 
 
