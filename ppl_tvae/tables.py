@@ -6,13 +6,9 @@ from collections.abc import Sequence
 def aligned(cells: Sequence[Sequence[str]], markdown: bool = False) -> str:
     """Rows of cells, the first one the header: the first column to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        [
-            text.rjust(width) if place else text.ljust(width)
-            for place, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        for row in cells
-    ]
+    lines = []
+    for first, *others in cells:
+        lines.append([first.ljust(widths[0]), *map(str.rjust, others, widths[1:])])
     if not markdown:
         return "\n".join("  ".join(line).rstrip() for line in lines)
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
