@@ -188,7 +188,7 @@ def diagnose(
         **against,
     }
     run.save_diagnosis(found)
-    return found
+    return run.diagnosis()
 
 
 def _slow_findings(run: Run, split: str, transforms: Sequence[str]) -> dict[str, Any]:

@@ -199,10 +199,10 @@ def _calls(plans: Any) -> Iterator[tuple[Any, int]]:
     A chunk of any length runs the same compiled loop, so where chunks begin cannot change a single bit on a CPU.
     """
     for start in range(0, len(plans[0]), _MANY):
-        part = plans.at(slice(start, start + _MANY))
-        num_steps = len(part[0])
+        num_steps = min(_MANY, len(plans[0]) - start)
         length = _FEW if num_steps <= _FEW else _MANY
-        yield part.at(np.minimum(np.arange(length), num_steps - 1)), num_steps
+        steps = start + np.minimum(np.arange(length), num_steps - 1)
+        yield type(plans)(*(field[steps] for field in plans)), num_steps
 
 
 def flat_parameters(parameters: Mapping[str, Any]) -> Arrays:

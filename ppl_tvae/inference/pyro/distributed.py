@@ -60,7 +60,7 @@ class Ranks:
     def own_rows(self, plans: Any) -> Any:
         """Of plans (steps, batch, ...) the rows of this rank: (steps, batch / size, ...)."""
         size = plans[0].shape[1] // self.size
-        return plans.map(lambda field: field[:, self.rank * size : (self.rank + 1) * size])
+        return type(plans)(*(field[:, self.rank * size : (self.rank + 1) * size] for field in plans))
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its mean over ranks."""

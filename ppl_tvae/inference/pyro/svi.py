@@ -128,7 +128,7 @@ class Trainer:
                 arrays[f"optimizer.{names[index]}.{slot}"] = _to_numpy(torch.as_tensor(value))
         arrays["steps_done"] = np.asarray(self._steps_done)
         arrays["random.cpu"] = _to_numpy(torch.get_rng_state())
-        if self._on_gpu:
+        if self._on_gpu and torch.cuda.is_available():
             arrays["random.cuda"] = _to_numpy(torch.cuda.get_rng_state())
         return arrays
 
@@ -152,7 +152,7 @@ class Trainer:
         self._runner = None  # the optimiser has new tensors, and a recording writes to the old ones
         self._steps_done = int(arrays["steps_done"])
         torch.set_rng_state(torch.from_numpy(arrays["random.cpu"].copy()))
-        if self._on_gpu and "random.cuda" in arrays:
+        if self._on_gpu and torch.cuda.is_available() and "random.cuda" in arrays:
             torch.cuda.set_rng_state(torch.from_numpy(arrays["random.cuda"].copy()))
 
     def snapshot(self) -> Any:
@@ -167,7 +167,7 @@ class Trainer:
         """The plan that is evaluated next, where its loss is found, and what evaluates it; the same at every call."""
         shapes = [field.shape[1:] for field in plans]
         if self._evaluation is None or shapes != [field.shape for field in self._evaluation[0]]:
-            plan, loss = _copied(plans.at(0)), torch.zeros(())
+            plan, loss = _copied(type(plans)(*(field[0] for field in plans))), torch.zeros(())
 
             def evaluate() -> None:
                 loss.copy_(sequence_loss(HELD_OUT, self._program, self._render(self._tables, plan), 0))
@@ -210,7 +210,7 @@ class Trainer:
 
 def _copied(plan: Any) -> Any:
     """Of its own, to be written to."""
-    return plan.map(torch.clone)
+    return type(plan)(*(field.clone() for field in plan))
 
 
 def _write(plan: Any, plans: Any, index: int) -> None:
