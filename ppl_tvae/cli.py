@@ -104,7 +104,7 @@ def _resumed(options: argparse.Namespace, given: dict[str, Any]) -> "Run":
     if options.config is not None:
         expected = asdict(read_toml(options.config)) | given
         written |= set(read_settings(options.config))
-    for name in written:
+    for name in sorted(written):
         own, value = getattr(run.experiment, name), expected[name]
         if name not in CHANGEABLE and value is not None and not _same(name, value, own):
             raise UserError(
