@@ -87,6 +87,7 @@ def load_program(path: Path) -> Program:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[spec.name]
         raise UserError(f"expected a program in '{path}', found that running it raises {error!r}") from error
     for name in ("model", "guide"):
         if not callable(getattr(module, name, None)):

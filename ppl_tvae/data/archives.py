@@ -4,7 +4,7 @@ images: (N, H, W) or (N, H, W, channel), 1 or 3 channels; uint8, or floats in [0
     (rounded to the nearest k/255), so that a data set of images always fits beside the model.
 sequences: (N, S, H, W, channel), any channels; uint8, or floats in [0, 1], kept exactly (as float32).
 labels: (N,) integers.  test: indices, or a boolean mask (N,), of the test set; without it a fixed random 20 % is.
-Other keys are left alone.
+Other keys are left alone, unless they look like one of these misspelt.
 """
 
 import hashlib
