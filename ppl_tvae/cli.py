@@ -64,6 +64,7 @@ def _train(options: argparse.Namespace) -> None:
         _show_training(options, [_resumed(options, given)])
         return
     experiment = replace(read_toml(options.config) if options.config else Experiment(), **given)
+    experiment.check_uses({*given, *(read_settings(options.config) if options.config else ())})
     out = options.out or Path("runs") / f"{Path(experiment.model).stem}-{experiment.backend}"
     several = options.seeds is not None
     runs = train_seeds(experiment, options.seeds, out) if several else [training.train(experiment, out)]
@@ -137,7 +138,9 @@ def _new(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace) -> None:
     from ppl_tvae.inspection import draw_graph, sites
 
-    experiment = replace(Experiment(), **_given_settings(options))
+    given = _given_settings(options)
+    experiment = replace(Experiment(), **given)
+    experiment.check_uses(given)
     rows = sites(experiment)
     if options.graph:
         draw_graph(experiment, options.graph)

@@ -6,7 +6,7 @@ depend on the model and are filled in by `resolved`; a run directory holds the r
 
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -132,9 +132,31 @@ class Experiment:
         _check_fit(checked, resolved)
         return resolved
 
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The settings that mean nothing with this model, such as the guide of your own program, which brings one."""
+        sizes, windows = ("num_capsules", "capsule_dim", "hidden"), ("temporal_window", "spatial_width")
+        of_lattice = ("lattice", "lattice_weights", "mu", "mu_per", "epsilon", "prior_u")
+        if self.program_file is not None:
+            return (*sizes, *windows, *of_lattice, "guide", "prior", "prior_z")
+        if self.model == "vae":
+            return (*windows, *of_lattice)
+        if self.lattice:
+            return windows
+        return ("temporal_window",) if self.model in ("static", "torus") else ()
+
+    def check_uses(self, names: Iterable[str]) -> None:
+        """Raises UserError if one of the settings means nothing with this model."""
+        for name in self.unused:
+            if name in names:
+                drawn = self.lattice and name in ("temporal_window", "spatial_width")
+                which = f"lattice = '{self.lattice}'" if drawn else f"model '{self.model}'"
+                found = getattr(self, name)
+                raise UserError(f"expected no {name} with {which}, which does not use it; found {found}")
+
     def to_mapping(self) -> dict[str, Any]:
-        """The settings as TOML can hold them; None is left out."""
-        values = _without_none(asdict(self))
+        """The settings as TOML can hold them; None, and what this model does not use, is left out."""
+        values = {name: value for name, value in _without_none(asdict(self)).items() if name not in self.unused}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
@@ -286,20 +308,7 @@ def _defaults_for(experiment: Experiment) -> dict[str, Any]:
 
 def _check_fit(given: Experiment, resolved: Experiment) -> None:
     """Settings that this model would not use are refused, not ignored."""
-    meaningless = {
-        "vae": ("temporal_window", "spatial_width", "lattice", "lattice_weights", "mu", "mu_per", "epsilon", "prior_u"),
-        "static": ("temporal_window",),
-        "torus": ("temporal_window",),
-    }.get(given.model, ())
-    if given.lattice:
-        meaningless = (*meaningless, "temporal_window", "spatial_width")
-    if given.program_file is not None:
-        sizes = ("num_capsules", "capsule_dim", "temporal_window", "spatial_width", "hidden", "epsilon")
-        meaningless = (*sizes, "lattice", "lattice_weights", "mu", "mu_per", "guide", "prior", "prior_z", "prior_u")
-    for name in meaningless:
-        if getattr(given, name) != getattr(Experiment(), name):
-            which = f"lattice = '{given.lattice}'" if given.lattice and name != "lattice" else f"model '{given.model}'"
-            raise UserError(f"expected no {name} with {which}, which does not use it; found {getattr(given, name)}")
+    given.check_uses([s.name for s in fields(Experiment) if getattr(given, s.name) != s.default])
     if given.model == "torus" and resolved.num_timesteps != 1:
         raise UserError(f"expected num_timesteps 1 with model 'torus' (single frames), found {resolved.num_timesteps}")
     if given.optimizer != "adam" and given.adam_epsilon != Experiment().adam_epsilon:

@@ -98,6 +98,8 @@ def program(folder: Path, text: str) -> Path:
     return written(folder / "own.py", text)
 
 
+OWN = {"num_capsules": None, "capsule_dim": None, "hidden": None}  # which such a model does not use
+
 # Settings that make `train` fail, given a folder for the files they need, and words of the sentence.
 WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
     "rank": (lambda f: {"data": saved(f, images=GREY[0])}, "expected 'images' of shape"),
@@ -125,6 +127,12 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
     "transform": (lambda f: {"transforms": "rotation,hu"}, "did you mean 'hue'?"),
     "no transform": (lambda f: {"transforms": ","}, "expected at least one transform"),
     "seed": (lambda f: {"seed": -1}, "expected a seed between 0"),
+    "default": (lambda f: {"model": "vae", "mu_per": "model"}, "expected no mu_per with model 'vae'"),
+    "own guide": (lambda f: {**OWN, "model": program(f, ""), "guide": "mean-field"}, "expected no guide with model"),
+    "config of vae": (
+        lambda f: {"model": "vae", "config": written(f / "e.toml", "epsilon = 1e-6")},
+        "expected no epsilon with model 'vae'",
+    ),
     "window": (lambda f: {"temporal_window": 9}, "expected a temporal window between 1 and the 4 timesteps"),
     "number": (lambda f: {"steps": "many"}, "invalid int value: 'many'"),
     "setting": (lambda f: {"stepz": 3}, "unrecognized arguments: --stepz=3"),
@@ -144,7 +152,6 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(mistake, tmp_path, 
     assert not (tmp_path / "run").exists()
 
 
-OWN = {"num_capsules": None, "capsule_dim": None, "hidden": None}
 PROGRAMS = {
     "raises": ("raise ValueError('so\\nthere')", "found that running it raises ValueError"),
     "no guide": ("def model(frames): pass", "found no guide"),

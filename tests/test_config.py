@@ -35,6 +35,20 @@ def test_every_setting_is_described_and_has_a_type_that_toml_can_hold():
     assert all(setting.metadata["help"] for setting in fields(Experiment))
 
 
+@pytest.mark.parametrize(
+    ("settings", "left_out"),
+    [
+        ({"model": "own.py"}, {"guide", "prior", "epsilon", "mu_per", "lattice_weights", "hidden"}),
+        ({"model": "vae"}, {"epsilon", "mu_per", "lattice_weights"}),
+        ({"model": "static"}, {"temporal_window"}),
+    ],
+)
+def test_what_a_model_does_not_use_is_not_written(settings, left_out):
+    resolved = Experiment(**settings).resolved()
+    assert not left_out & resolved.to_mapping().keys()
+    assert experiment_from(resolved.to_mapping()) == resolved
+
+
 def test_whole_numbers_are_numbers():
     assert experiment_from({"learning_rate": 1}).learning_rate == 1.0
 

@@ -138,6 +138,17 @@ def test_a_mistake_is_named_in_one_sentence(host, mistake):
     assert "\n" not in str(raised.value)
 
 
+def test_running_statistics_are_refused():
+    """What `flax_module` keeps for them; torch's are found by what they do to log p(x, z)."""
+
+    def guide(frames):
+        numpyro.primitives.mutable("network$state", {"mean": jnp.zeros(2)})
+        program("numpyro").guide(frames)
+
+    with pytest.raises(UserError, match=r"mutable site 'network\$state'; take layers without running"):
+        check_numpyro(Program(program("numpyro").model, guide), jnp.full(SHAPE, 0.3))
+
+
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("likelihood", ["normal", "continuous-bernoulli", "bernoulli-grey"])
 def test_a_density_may_be_called_one(host, likelihood):

@@ -76,13 +76,19 @@ def graph(program: Program, frames: jax.Array) -> Any:
 
 def _traced(part: str, function: Any, frames: jax.Array) -> Trace:
     try:
-        return trace(function).get_trace(frames)
+        sites = trace(function).get_trace(frames)
     except AssertionError as error:
         if "unique names" not in str(error):
             raise
         raise UserError(
             f"expected a name of its own for each site and parameter of the {part}, found: {error}"
         ) from None
+    if states := [name for name, site in sites.items() if site["type"] == "mutable"]:
+        raise UserError(
+            f"expected nothing in the {part} that changes from call to call but parameters, found the mutable site "
+            f"'{states[0]}'; take layers without running statistics"
+        )
+    return sites
 
 
 def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array, likelihood: str) -> None:
