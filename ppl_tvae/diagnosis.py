@@ -161,22 +161,8 @@ def diagnose(
             against["amortisation_gap"] = amortisation_gap(ready, data, gap_guide, gap_sequences, split, quiet)
         ranks = simulated_ranks(ready, data.plan("train", 1), simulated_sequences, _CALIBRATION_DRAWS, seed, quiet)
         rolls = _rolls(ready, data, data.plan(split, metric_sequences), split, seed, quiet)
-    stats = tree["sample_stats"].to_dataset()
-    khats, sizes = stats["khat"].values, stats["effective_sample_size"].values
     found = {
-        "posterior": {
-            "num_sequences": len(khats),
-            "num_draws": num_draws,
-            "split": split,
-            "transforms": list(data.transforms),
-            "seed": seed,
-            "khat": [
-                None if np.isnan(value) else str(value) if np.isinf(value) else round(float(value), 3)
-                for value in khats
-            ],
-            "effective_sample_size": [round(float(value), 2) for value in sizes],
-            "verdict": reliability.verdict(khats, sizes, num_draws),
-        },
+        "posterior": _of_posterior(tree, data.transforms),
         "calibration": {
             name: {"verdict": calibration.calibration(values).verdict, "ranks": [round(float(v), 4) for v in values]}
             for name, values in ranks.items()
@@ -189,6 +175,24 @@ def diagnose(
     }
     run.save_diagnosis(found)
     return run.diagnosis()
+
+
+def _of_posterior(tree: "xr.DataTree", transforms: Sequence[str]) -> dict[str, Any]:
+    """The settings of a tree, and whether its draws can stand for the posterior of each sequence."""
+    stats, num_draws = tree["sample_stats"].to_dataset(), tree["posterior"].sizes["draw"]
+    khats, sizes = stats["khat"].values, stats["effective_sample_size"].values
+    return {
+        "num_sequences": len(khats),
+        "num_draws": num_draws,
+        "split": stats.attrs["split"],
+        "transforms": list(transforms),
+        "seed": stats.attrs["seed"],
+        "khat": [
+            None if np.isnan(value) else str(value) if np.isinf(value) else round(float(value), 3) for value in khats
+        ],
+        "effective_sample_size": [round(float(value), 2) for value in sizes],
+        "verdict": reliability.verdict(khats, sizes, num_draws),
+    }
 
 
 def _slow_findings(run: Run, split: str, transforms: Sequence[str]) -> dict[str, Any]:

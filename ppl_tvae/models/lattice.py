@@ -57,11 +57,11 @@ class Lattice:
         weights: (S*D, S*D) in u's library; each entry of W is multiplied by its own.
         """
         xp = array_namespace(u)
-        by_capsule = xp.moveaxis(u * u, -3, -2)
+        by_capsule = xp.swapaxes(u * u, -3, -2)  # not moveaxis, for which torch's vmap has no rule
         cells = xp.reshape(by_capsule, (*by_capsule.shape[:-2], -1))
         neighborhood = self._weights_like(u)
         summed = cells @ (neighborhood if weights is None else neighborhood * weights.T)
-        return xp.moveaxis(xp.reshape(summed, by_capsule.shape), -2, -3)
+        return xp.swapaxes(xp.reshape(summed, by_capsule.shape), -2, -3)
 
     def _weights_like(self, u: Any) -> Any:
         """W transposed in the library, dtype and place of u: a copy to a GPU happens once, not once per step."""

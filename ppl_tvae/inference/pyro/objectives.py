@@ -22,7 +22,7 @@ from torch.distributions.kl import kl_divergence
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import distribution_name
 from ppl_tvae.inference.objective import Objective, kl_weight
-from ppl_tvae.inference.pyro.particles import drawn, is_vectorisable, log_density_at, repeated
+from ppl_tvae.inference.pyro.particles import drawn, is_vectorisable, log_density_at, of_particles, repeated
 from ppl_tvae.inference.pyro.tracing import (
     Site,
     Trace,
@@ -55,11 +55,16 @@ def elbo(guide_trace: Trace, model_trace: Trace, kl_weight: Any = 1.0) -> Tensor
 
 
 def mean_elbo(objective: Objective, program: Program, frames: Tensor, step: Any, vectorised: bool = False) -> Tensor:
-    """The ELBO, averaged over particles, its KL part weighted as the warm-up says; see `is_vectorised`."""
-    guide_trace, model_trace = program_traces(program, repeated(frames, objective.num_particles))
-    bounds = elbo(reparameterised(guide_trace), model_trace, kl_weight(objective, step))
-    shape = (objective.num_particles, frames.shape[0])
-    return torch.mean(bounds.expand(shape[0] * shape[1]).reshape(shape), dim=0)
+    """The ELBO, averaged over particles, its KL part weighted as the warm-up says."""
+
+    def bounds(frames: Tensor) -> Tensor:
+        guide_trace, model_trace = program_traces(program, frames)
+        return elbo(reparameterised(guide_trace), model_trace, kl_weight(objective, step)).expand(len(frames))
+
+    size = objective.num_particles
+    if vectorised:  # the model too: analytic KL divergences are between its distributions and the guide's
+        return torch.mean(of_particles(partial(bounds, frames), size), dim=0)
+    return torch.mean(bounds(repeated(frames, size)).unflatten(0, (size, -1)), dim=0)
 
 
 def renyi(objective: Objective, program: Program, frames: Tensor, step: Any, vectorised: bool = False) -> Tensor:
@@ -126,10 +131,7 @@ OBJECTIVES: dict[str, Callable[..., Tensor]] = {
 
 
 def is_vectorised(objective: Objective, program: Program, frames: Tensor) -> bool:
-    """Whether the guide can run once for all particles of an objective, found out by trying it on frames (batch, ...).
-
-    Not for "elbo", whose analytic KL divergences need the guide's distributions beside the model's.
-    """
+    """Whether the guide can run once for all particles of an objective: tried on frames (batch, ...)."""
     several = objective._replace(num_particles=3)  # of two sequences: three fit nowhere by broadcasting
 
     def bound_and_gradient() -> None:
@@ -138,7 +140,7 @@ def is_vectorised(objective: Objective, program: Program, frames: Tensor) -> boo
             bound = OBJECTIVES[objective.name](several, program, frames[:2], torch.zeros(()), vectorised=True)
             torch.autograd.grad(bound.sum(), leaves, allow_unused=True)
 
-    return objective.name != "elbo" and objective.num_particles > 1 and is_vectorisable(bound_and_gradient)
+    return objective.num_particles > 1 and is_vectorisable(bound_and_gradient)
 
 
 def _total(sites: dict[str, Site]) -> Tensor:

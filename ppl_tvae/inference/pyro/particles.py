@@ -1,8 +1,8 @@
 """Several draws from the guide for each sequence, its particles: latents as the model takes them, and log q.
 
-Particles are further sequences of a larger batch, true to any program whose sequences are independent. The model runs
-on all of them. The guide, where torch's vmap takes it, runs once on the frames as they are: what in it depends on no
-draw, as the encoders, is computed once for all particles.
+Particles are further sequences of a larger batch, true to any program whose sequences are independent. Where torch's
+vmap takes a guide, it runs once on the frames as they are: what in it depends on no draw, as the encoders, is computed
+once for all particles.
 """
 
 import warnings
@@ -37,15 +37,20 @@ def drawn(
         guide_trace = trace(program.guide).get_trace(repeated(frames, size))
         return _latents(guide_trace), _of_each(log_density(guide_trace), size * len(frames)).unflatten(0, (size, -1))
 
-    def of_one(_: Tensor) -> tuple[Latents, Tensor]:
+    def of_one() -> tuple[Latents, Tensor]:
         guide_trace = trace(program.guide).get_trace(frames)
         if any(site["fn"].batch_shape != frames.shape[:1] for site in latent_sites(guide_trace).values()):
             raise ValueError("expected no plate but that of the sequences, whose axis comes first")
         return _latents(guide_trace), _of_each(log_density(guide_trace), len(frames))
 
-    with _OutOfPlaceDraws():
-        latents, log_q = _vmap(of_one, randomness="different")(torch.zeros(size))
+    latents, log_q = of_particles(of_one, size)
     return {name: value.flatten(0, 1) for name, value in latents.items()}, log_q
+
+
+def of_particles(function: Callable[[], Any], size: int) -> Any:
+    """function() of size particles, each with draws of its own, along a new first axis, by vmap."""
+    with _OutOfPlaceDraws():
+        return _vmap(lambda _: function(), randomness="different")(torch.zeros(size))
 
 
 def log_density_at(
