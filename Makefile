@@ -1,6 +1,7 @@
 # Everything sets itself up in .venv; a fresh machine needs Python >= 3.11 and make.
 #   make demo [BACKEND=pyro]    train on real digits, print held-out ELBOs, draw reconstructions
-#   make test                   the tests; PPL_TVAE_DATA=DIR adds those on the real data files there
+#   make test                   the tests, most of them with machine code that is made quickly and runs slowly;
+#                               PPL_TVAE_DATA=DIR adds those on the real data files there
 #   make lint, make types       ruff, mypy
 #   make bench                  training steps and importance weights beside the same model without a PPL, and how a step
 #                               grows with the sizes, in 8 to 9 minutes; the rows are in runs/bench/ too
@@ -14,6 +15,7 @@ BACKEND ?= numpyro
 DEMO_RUN ?= runs/demo-$(BACKEND)
 JAX_CUDA ?= cuda12
 BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .PHONY: demo test lint types bench gpu clean
 
@@ -24,7 +26,8 @@ demo: .venv/installed
 	$(BIN)/ppl-tvae figures $(DEMO_RUN)
 
 test: .venv/installed
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(PYTEST_OPTIONS)
+	PPL_TVAE_QUICK_CODE=1 $(PYTEST) -m 'not machine_code'
+	$(PYTEST) -m machine_code
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -11,9 +11,11 @@ import pytest
 if os.environ.get("PPL_TVAE_GPU") != "1":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-    # Machine code that LLVM does not optimise is there in half the time. Tests of bits and of single operations ask for
-    # `machine_code_as_users_have_it`.
+# Machine code that LLVM does not optimise and that is made without MLIR is there in a third of the time, and slow.
+# Tests of bits and of single operations are marked `machine_code` and run without it: they are about what users have.
+if os.environ.get("PPL_TVAE_QUICK_CODE") == "1":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 # On a busy machine torch's threads wait for each other, and these small programs take ten times as long as with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Nearly all the time of these tests goes into compiling small programs, often the same ones in another process.
@@ -32,16 +34,3 @@ def heard_interrupts():
     previous = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, previous)
-
-
-@pytest.fixture(scope="module")
-def machine_code_as_users_have_it():
-    """Optimised by LLVM, in what this process and those that it starts compile."""
-    import jax
-
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", False)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
-        yield
-    jax.config.update("jax_disable_most_optimizations", before)

@@ -19,7 +19,8 @@ TWO_CPUS = "--xla_force_host_platform_device_count=2"
 
 
 def run_with_two_cpus(code: str, *arguments: str) -> str:
-    environment = os.environ | {"XLA_FLAGS": TWO_CPUS, "PYTHONPATH": str(ROOT)}
+    flags = f"{os.environ.get('XLA_FLAGS', '')} {TWO_CPUS}"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments],
         env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False,

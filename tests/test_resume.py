@@ -21,7 +21,7 @@ from ppl_tvae.runs import open_run
 from ppl_tvae.training import data_of, resume, train, trainer_of
 from tests.small_runs import BACKENDS, files_in, outcome, small_arguments, small_training
 
-pytestmark = pytest.mark.usefixtures("machine_code_as_users_have_it")
+pytestmark = pytest.mark.machine_code
 
 COMMAND = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from ppl_tvae.cli import main"
 

@@ -20,7 +20,7 @@ from ppl_tvae.data.rendering import (
 )
 from ppl_tvae.data.transforms import perspective_coordinates, scales, source_coordinates
 
-pytestmark = pytest.mark.usefixtures("machine_code_as_users_have_it")
+pytestmark = pytest.mark.machine_code
 
 S = 18
 GENERATOR = np.random.default_rng(0)

@@ -21,7 +21,7 @@ from ppl_tvae.seeds import train_seeds
 from ppl_tvae.training import resume, train
 from tests.small_runs import outcome, small_training
 
-pytestmark = pytest.mark.usefixtures("machine_code_as_users_have_it")
+pytestmark = pytest.mark.machine_code
 
 ON_A_GPU = ("tf32", "float32")
 IN_BFLOAT16 = "the operands of products in bfloat16"

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from ppl_tvae.inference.numpyro.device import jit_step, on_device
 
-pytestmark = pytest.mark.usefixtures("machine_code_as_users_have_it")
+pytestmark = pytest.mark.machine_code
 
 MESH = Mesh(np.asarray(jax.devices("cpu")[:1]), ("a",))
 X, Y = (np.random.default_rng(seed).standard_normal((5, 6, 6)).astype(np.float32) for seed in (0, 1))
