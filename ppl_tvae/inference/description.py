@@ -35,6 +35,11 @@ def distribution_name(distribution: Any) -> str:
     return type(distribution).__name__
 
 
+def log_density_name(part: str) -> str:
+    """What the guide or the model is the density of."""
+    return {"guide": "log q(z | x)", "model": "log p(x, z)"}[part]
+
+
 def check_site_names(names: Iterable[str]) -> None:
     """Raises UserError where a site could not stand beside the dimensions of its draws in a tree (`diagnostics`)."""
     if taken := sorted(set(names) & TREE_NAMES):

@@ -78,6 +78,7 @@ def program(host, mistake=None):
         with ppl.plate("sequences", frames.shape[0]):
             further_sites()
             scale = 0.5 + abs(noise(2)) if mistake == "dropout" else 0.5
+            scale = scale + frames.mean() if mistake == "pooled" else scale
             ppl.sample("Z" if mistake == "misspelt" else "z", normal(size=3) if mistake == "sizes" else normal(scale))
             if mistake == "unmodelled":
                 ppl.sample("v", normal())
@@ -101,6 +102,7 @@ MISTAKES = {
     "called": "probabilities of zeros and ones at site 'x' with likelihood 'bernoulli', found Normal",
     "factor": "distributions at the sites of the model, found the factor 'f'",
     "centred": "no other sequence of its batch",
+    "pooled": r"log q\(z \| x\) of a sequence to depend on no other sequence of its batch.*mend the guide",
     "chance": "no other sequence of its batch.*or draw outside of sites",
     "dropout": "the guide to give the same log q.*such as dropout, may draw outside of sites",
     "inner": r"'sequences' on the first axis of site 'h' of the model, found another axis of \(4, 3\)",
@@ -133,8 +135,9 @@ def test_a_valid_program_passes(host):
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_named_in_one_sentence(host, mistake):
     _, _, xp, check = HOSTS[host]
+    frames = xp.linspace(0.1, 0.9, 24).reshape(SHAPE)
     with pytest.raises(UserError, match=MISTAKES[mistake]) as raised:
-        check(program(host, mistake), xp.full(SHAPE, 0.3), "bernoulli" if mistake == "called" else "")
+        check(program(host, mistake), frames, "bernoulli" if mistake == "called" else "")
     assert "\n" not in str(raised.value)
 
 

@@ -13,6 +13,7 @@ from ppl_tvae.inference.description import (
     check_likelihood,
     check_site_names,
     distribution_name,
+    log_density_name,
     site_row,
 )
 from ppl_tvae.inference.numpyro.objectives import reparameterised
@@ -49,7 +50,8 @@ def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> 
     for name, site in latent_sites(model_trace).items():
         _check_within(name, site)
     _check_fixed(guide_trace, replayed(program.guide, _parameters(guide_trace), keys[2], frames, guide_trace))
-    _check_apart(program, keys[2], frames, model_trace)
+    _check_apart("guide", program.guide, keys[2], frames, guide_trace)
+    _check_apart("model", program.model, keys[2], frames, model_trace)
 
 
 def site_table(program: Program, frames: jax.Array) -> list[dict[str, Any]]:
@@ -243,22 +245,19 @@ def _check_fixed(guide_trace: Trace, again: Trace) -> None:
         )
 
 
-def _check_apart(program: Program, key: jax.Array, frames: jax.Array, model_trace: Trace) -> None:
-    """What a sequence's log p(x, z) is must not depend on the others of its batch, nor on chance.
+def _check_apart(part: str, function: Any, key: jax.Array, frames: jax.Array, sites: Trace) -> None:
+    """What a sequence's log p(x, z) and log q(z | x) are must not depend on the others of its batch, nor on chance.
 
-    key: another than that of model_trace, which is at draws from the guide. They are replaced by copies of the first
-    one, whose own must stay what it was.
+    sites: of the part, at draws from the guide, with another key. They are replaced by copies of the first one, whose
+    own must stay what it was.
     """
     copies = jnp.zeros(len(frames), int)
-    latents = {
-        name: jnp.take(site["value"], copies, plate_axis(site)) for name, site in latent_sites(model_trace).items()
-    }
-    among_others = log_joint(model_trace)
-    parameters = _parameters(model_trace)
-    among_copies = log_joint(replayed(program.model, parameters, key, frames[copies], as_trace(latents)))
+    latents = {name: jnp.take(site["value"], copies, plate_axis(site)) for name, site in latent_sites(sites).items()}
+    among_others = log_joint(sites)
+    among_copies = log_joint(replayed(function, _parameters(sites), key, frames[copies], as_trace(latents)))
     if not jnp.isclose(among_copies[0], among_others[0], rtol=_ROUNDING):
         raise UserError(
-            f"expected log p(x, z) of a sequence to depend on no other sequence of its batch, found "
+            f"expected {log_density_name(part)} of a sequence to depend on no other sequence of its batch, found "
             f"{among_others[0]:.8g} for the first one among others and {among_copies[0]:.8g} among its own copies; "
-            f"mend the model: no operation in it may go across the sequences or draw outside of sites"
+            f"mend the {part}: no operation in it may go across the sequences or draw outside of sites"
         )

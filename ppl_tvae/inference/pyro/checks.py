@@ -14,6 +14,7 @@ from ppl_tvae.inference.description import (
     check_likelihood,
     check_site_names,
     distribution_name,
+    log_density_name,
     site_row,
 )
 from ppl_tvae.inference.pyro.objectives import reparameterised
@@ -50,7 +51,8 @@ def check_program(program: Program, frames: Tensor, likelihood: str = "") -> Non
         for name, site in latent_sites(model_trace).items():
             _check_within(name, site)
         _check_fixed(guide_trace, replayed(program.guide, frames, guide_trace))
-        _check_apart(program, frames, model_trace)
+        _check_apart("guide", program.guide, frames, guide_trace)
+        _check_apart("model", program.model, frames, model_trace)
 
 
 def site_table(program: Program, frames: Tensor) -> list[dict[str, Any]]:
@@ -242,20 +244,19 @@ def _check_fixed(guide_trace: Trace, again: Trace) -> None:
         )
 
 
-def _check_apart(program: Program, frames: Tensor, model_trace: Trace) -> None:
-    """What a sequence's log p(x, z) is must not depend on the others of its batch, nor on chance.
+def _check_apart(part: str, function: Any, frames: Tensor, sites: Trace) -> None:
+    """What a sequence's log p(x, z) and log q(z | x) are must not depend on the others of its batch, nor on chance.
 
-    model_trace: at draws from the guide. They are replaced by copies of the first one, whose own must stay what it was.
+    sites: of the part, at draws from the guide. They are replaced by copies of the first one, whose own must stay what
+    it was.
     """
     copies = torch.zeros(len(frames), dtype=torch.int64)
-    latents = {
-        name: site["value"].index_select(plate_axis(site), copies) for name, site in latent_sites(model_trace).items()
-    }
-    among_others = log_joint(model_trace)
-    among_copies = log_joint(replayed(program.model, frames[copies], as_trace(latents)))
+    latents = {name: site["value"].index_select(plate_axis(site), copies) for name, site in latent_sites(sites).items()}
+    among_others = log_joint(sites)
+    among_copies = log_joint(replayed(function, frames[copies], as_trace(latents)))
     if not torch.isclose(among_copies[0], among_others[0], rtol=_ROUNDING):
         raise UserError(
-            f"expected log p(x, z) of a sequence to depend on no other sequence of its batch, found "
+            f"expected {log_density_name(part)} of a sequence to depend on no other sequence of its batch, found "
             f"{among_others[0]:.8g} for the first one among others and {among_copies[0]:.8g} among its own copies; "
-            f"mend the model: no operation in it may go across the sequences or draw outside of sites"
+            f"mend the {part}: no operation in it may go across the sequences or draw outside of sites"
         )
