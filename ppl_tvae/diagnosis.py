@@ -56,8 +56,9 @@ def to_datatree(
     if mcmc is not None:
         check_chains(mcmc, mcmc_sequences, num_sequences)
     data = data_of(run.experiment, transforms)
+    attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
+    attrs |= {"parameters": run.parameters_digest()}
     with evaluator(run, data, backend, device, seed) as ready:
-        attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
         tree = _tree(run, ready, data, num_sequences, num_draws, attrs)
         if mcmc is None:
             return tree
@@ -89,7 +90,6 @@ def _tree(
     attrs |= {
         "model": experiment.model if experiment.program_file is None else experiment.program_file.name,
         "guide": experiment.guide if experiment.program_file is None else "own",
-        "parameters": run.parameters_digest(),
         "likelihood": experiment.likelihood,
         "data": Path(experiment.data).name,
         "transforms": ",".join(data.transforms),
@@ -148,19 +148,20 @@ def diagnose(
     if gap_guide is not None:
         check_gap(gap_guide, len(data.plan(split, max(1, gap_sequences)).image))
     against = _slow_findings(run, split, data.transforms)
+    parameters = run.parameters_digest()  # a training that goes on may replace them meanwhile
+    attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
+    attrs |= {"parameters": parameters}
     with evaluator(run, data, backend, device, seed) as ready:  # one for all, for what it compiles
-        attrs = {"inference_library": backend or run.experiment.backend, "split": split, "seed": seed}
         tree = _tree(run, ready, data, num_sequences, num_draws, attrs)
-        if mcmc is not None:
+        ranks = simulated_ranks(ready, data.plan("train", 1), simulated_sequences, _CALIBRATION_DRAWS, seed, quiet)
+        rolls = _rolls(ready, data, data.plan(split, metric_sequences), split, seed, quiet)
+        if gap_guide is not None:
+            against["amortisation_gap"] = amortisation_gap(ready, data, gap_guide, gap_sequences, split, quiet)
+        if mcmc is not None:  # last, since both files are written after it and belong together
             tree = _with_mcmc(tree, ready, data, mcmc, mcmc_sequences, split, quiet)
             against["mcmc"] = against_mcmc(tree, mcmc, seed)
         elif "mcmc" in against:
             tree = with_groups(tree, _saved_chains(run))
-        save_datatree(run, tree)
-        if gap_guide is not None:
-            against["amortisation_gap"] = amortisation_gap(ready, data, gap_guide, gap_sequences, split, quiet)
-        ranks = simulated_ranks(ready, data.plan("train", 1), simulated_sequences, _CALIBRATION_DRAWS, seed, quiet)
-        rolls = _rolls(ready, data, data.plan(split, metric_sequences), split, seed, quiet)
     found = {
         "posterior": _of_posterior(tree, data.transforms),
         "calibration": {
@@ -173,7 +174,8 @@ def diagnose(
         "power_scaling": power_scaling(tree),
         **against,
     }
-    run.save_diagnosis(found)
+    save_datatree(run, tree)
+    run.save_diagnosis(found, parameters)
     return run.diagnosis()
 
 

@@ -166,9 +166,12 @@ class Run:
         """What tells the run's parameters from others: a digest of their file."""
         return _digest(self._parameters_file())
 
-    def save_diagnosis(self, found: Mapping[str, Any]) -> None:
-        """Write diagnosis.json, in place of what an earlier diagnosis found, with the digest of the parameters."""
-        content = dict(found) | {"parameters": self.parameters_digest()}
+    def save_diagnosis(self, found: Mapping[str, Any], parameters: str | None = None) -> None:
+        """Write diagnosis.json, in place of what an earlier diagnosis found.
+
+        parameters: the digest of those it is of; None for the present ones.
+        """
+        content = dict(found) | {"parameters": parameters or self.parameters_digest()}
         with writing_to(self.path):
             _write(self.path / "diagnosis.json", (json.dumps(content, indent=1) + "\n").encode())
 

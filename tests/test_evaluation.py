@@ -268,6 +268,11 @@ def test_khat_and_its_verdict():
     assert reliability.verdict(np.array([0.3, 0.3, 0.9, 0.2]), sizes, n).startswith("doubtful")
     assert (reliability.khat(np.full((50, 2), 3.0)) == -np.inf).all()
     assert reliability.verdict(reliability.khat(np.zeros((5, 2))), sizes, 5).startswith("too few")
+    far_apart = 1000.0 * rng.standard_normal((100, 4))  # where all but one weight are zero in floating point
+    assert (reliability.khat(far_apart) == np.inf).all()
+    assert reliability.verdict(reliability.khat(far_apart), np.ones(4), 100).startswith("unreliable")
+    rounded = np.repeat([[-29000.002], [-29000.0]], [20, 80], axis=0)  # of a perfect guide, in float32
+    assert (reliability.khat(rounded) == -np.inf).all()
     with_nan = rng.standard_normal((50, 4))
     with_nan[3, 0] = np.nan
     assert "no k-hat for 25% of sequences" in reliability.verdict(reliability.khat(with_nan), sizes, 50)

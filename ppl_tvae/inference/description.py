@@ -35,6 +35,18 @@ def distribution_name(distribution: Any) -> str:
     return type(distribution).__name__
 
 
+def has_inexact_kl(distribution: Any) -> bool:
+    """Whether what the hosts have for a KL divergence from or to it may be another number.
+
+    Of Kumaraswamy NumPyro has the first terms of a series, whose rest can be nats; of folded distributions Pyro has the
+    divergence before folding; of masked ones both have that under both masks.
+    """
+    names = {type(distribution).__name__}
+    while (distribution := getattr(distribution, "base_dist", None)) is not None:
+        names.add(type(distribution).__name__)
+    return not names.isdisjoint({"Kumaraswamy", "FoldedDistribution", "MaskedDistribution"})
+
+
 def log_density_name(part: str) -> str:
     """What the guide or the model is the density of."""
     return {"guide": "log q(z | x)", "model": "log p(x, z)"}[part]
@@ -56,6 +68,17 @@ def check_is_no_factor(part: str, site: str, distribution: Any) -> None:
             f"expected distributions at the sites of the {part}, found the factor '{site}', with which log p(x) is "
             f"that of no model; write what it stands for as a distribution"
         )
+
+
+def check_observes_nothing_else(site: str, in_model: Iterable[str], in_guide: Iterable[str]) -> None:
+    """Raises UserError for an observed site beside the frames: its density would count as theirs or as the guide's."""
+    found = {"model": sorted(set(in_model) - {site}), "guide": sorted(in_guide)}
+    for part, names in found.items():
+        if names:
+            raise UserError(
+                f"expected no observed site but '{site}' of the model, found '{names[0]}' in the {part}, with which "
+                f"log p(x) is another number; give it to the program as a channel of the frames, or leave it out"
+            )
 
 
 def check_likelihood(site: str, distribution: Any, likelihood: str) -> None:

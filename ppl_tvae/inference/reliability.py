@@ -1,5 +1,6 @@
 """Can an importance-sampling estimate be believed? Pareto k-hat per sequence, and a verdict in words."""
 
+import math
 import warnings
 
 import numpy as np
@@ -7,22 +8,31 @@ import numpy as np
 # Vehtari, Simpson, Gelman, Yao & Gabry 2024 (JMLR 25), section 3.2.4: above 0.7 no practical number of draws suffices.
 KHAT_LIMIT = 0.7
 FEWEST_DRAWS = 25
+_UNDERFLOW = 700.0  # nats below the largest weight
 
 
 def khat(log_weights: np.ndarray) -> np.ndarray:
     """Shape of the generalised Pareto fitted to the largest weights, (num_particles, batch) -> (batch,).
 
     Below 0.5 the weights have a variance, below 0.7 the estimate is usable, above 1 they have no mean to estimate from
-    so few draws. -inf where all weights are equal (a perfect guide), nan below 25 draws. Through arviz-stats.
+    so few draws. -inf where the largest weights are equal (a perfect guide), inf where they lie so far apart that all
+    but the first are zero as floating-point numbers, nan below 25 draws. Through arviz-stats.
     """
     from arviz_stats.base import array_stats
 
     if log_weights.shape[0] < FEWEST_DRAWS:
         return np.full(log_weights.shape[1], np.nan)
     values = []
+    tail = math.ceil(min(0.2 * len(log_weights), 3 * math.sqrt(len(log_weights))))  # what is fitted
     for of_sequence in np.asarray(log_weights, np.float64).T:
-        if np.ptp(of_sequence) < 1e-9:
+        largest = np.sort(of_sequence)[-tail - 1 :]
+        if np.ptp(largest[1:]) < 1e-9:  # nothing to fit
             values.append(-np.inf)
+            continue
+        if (
+            np.isfinite(largest).all() and np.ptp(largest) > _UNDERFLOW
+        ):  # the fit would see zeros alone, and call it good
+            values.append(np.inf)
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its advice on large k-hats is what the caller asks for as a number

@@ -64,6 +64,10 @@ def program(host, mistake=None):
             loc = xp.zeros(SHAPE[1:]) + z.mean(-1).reshape(-1, 1, 1, 1, 1)
             loc = loc[:, :1, :1] if mistake == "shape" else loc
             loc = loc + 1e30 if mistake == "finite" else loc
+            if mistake == "namesake":
+                loc = ppl.deterministic("loc", loc)
+            if mistake == "watched":
+                ppl.sample("y", normal(), obs=xp.zeros((SHAPE[0], 2)))
             x = dist.Bernoulli(logits=loc) if mistake == "support" else dist.Normal(loc, 1.0)
             handlers = ppl.handlers if host == "numpyro" else ppl.poutine
             with handlers.scale(scale=0.5 if mistake == "scaled" else 1.0):
@@ -82,6 +86,10 @@ def program(host, mistake=None):
             ppl.sample("Z" if mistake == "misspelt" else "z", normal(size=3) if mistake == "sizes" else normal(scale))
             if mistake == "unmodelled":
                 ppl.sample("v", normal())
+            if mistake == "told":
+                ppl.sample("y", normal(), obs=xp.zeros((SHAPE[0], 2)))
+            if mistake == "namesake":
+                ppl.param("loc", xp.zeros(2))
 
     if mistake == "cover":  # a guide on the positive half of what the prior draws
         return Program(program(host).model, lambda frames: _positive(host, frames))
@@ -103,6 +111,9 @@ MISTAKES = {
     "factor": "distributions at the sites of the model, found the factor 'f'",
     "centred": "no other sequence of its batch",
     "pooled": r"log q\(z \| x\) of a sequence to depend on no other sequence of its batch.*mend the guide",
+    "watched": "no observed site but 'x' of the model, found 'y' in the model",
+    "told": "no observed site but 'x' of the model, found 'y' in the guide",
+    "namesake": "a name of its own for each site and parameter, found 'loc' for both",
     "chance": "no other sequence of its batch.*or draw outside of sites",
     "dropout": "the guide to give the same log q.*such as dropout, may draw outside of sites",
     "inner": r"'sequences' on the first axis of site 'h' of the model, found another axis of \(4, 3\)",
@@ -139,6 +150,32 @@ def test_a_mistake_is_named_in_one_sentence(host, mistake):
     with pytest.raises(UserError, match=MISTAKES[mistake]) as raised:
         check(program(host, mistake), frames, "bernoulli" if mistake == "called" else "")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_batch_of_one_sequence_hides_no_neighbours(host):
+    _, _, xp, check = HOSTS[host]
+    one = xp.linspace(0.1, 0.9, 8).reshape(1, *SHAPE[1:])
+    check(program(host), one)
+    with pytest.raises(UserError, match="no other sequence of its batch"):
+        check(program(host, "centred"), one)
+
+
+def test_densities_of_angles_that_repeat_are_refused():
+    zero, one = torch.zeros(()), torch.ones(())
+
+    def model(frames):
+        with pyro.plate("sequences", frames.shape[0]):
+            angle = pyro.sample("angle", pyro_dist.VonMises(zero, one))
+            loc = angle.reshape(-1, 1, 1, 1, 1) + torch.zeros(SHAPE[1:])
+            pyro.sample("x", pyro_dist.Normal(loc, 1.0).to_event(4), obs=frames)
+
+    def guide(frames):
+        with pyro.plate("sequences", frames.shape[0]):
+            pyro.sample("angle", pyro_dist.Normal(zero, one))
+
+    with pytest.raises(UserError, match="site 'angle' with one density in all, found VonMises"):
+        check_pyro(Program(model, guide), torch.full(SHAPE, 0.3))
 
 
 def test_running_statistics_are_refused():

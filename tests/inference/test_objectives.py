@@ -20,11 +20,13 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.inference.numpyro import tracing as numpyro_tracing
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
 from ppl_tvae.inference.numpyro.objectives import OBJECTIVES as NUMPYRO_OBJECTIVES
+from ppl_tvae.inference.numpyro.objectives import elbo as numpyro_elbo
 from ppl_tvae.inference.numpyro.objectives import renyi_bound as numpyro_renyi_bound
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.pyro import tracing as pyro_tracing
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.pyro.objectives import OBJECTIVES as PYRO_OBJECTIVES
+from ppl_tvae.inference.pyro.objectives import elbo as pyro_elbo
 from ppl_tvae.inference.pyro.objectives import is_vectorised
 from ppl_tvae.inference.pyro.objectives import renyi_bound as pyro_renyi_bound
 from ppl_tvae.models.catalogue import GUIDES, OBJECTIVES
@@ -343,6 +345,26 @@ def sharing():
     return of_one_latent(guide, lambda z: z + shared[0])
 
 
+class NormalInPlace(pyro_dist.Normal):
+    """It goes on with the tensor that it draws into, of which vmap has no draws."""
+
+    def rsample(self, sample_shape=()):
+        noise = torch.empty(self._extended_shape(sample_shape))
+        noise.normal_()
+        return self.loc + self.scale * noise
+
+    def expand(self, batch_shape, _instance=None):
+        return NormalInPlace(self.loc.expand(batch_shape), self.scale.expand(batch_shape))
+
+
+def in_place():
+    def guide(frames):
+        with pyro.plate("sequences", frames.shape[0]):
+            pyro.sample("z", NormalInPlace(frames[:, 0, 0, 0, 0], pyro.param("scale").expand(frames.shape[0])))
+
+    return of_one_latent(guide)
+
+
 def of_one_latent(guide, loc=lambda z: z):
     def model(frames):
         with pyro.plate("sequences", frames.shape[0]):
@@ -352,7 +374,7 @@ def of_one_latent(guide, loc=lambda z: z):
     return Program(model, guide)
 
 
-@pytest.mark.parametrize("program", [waiting, checkpointed, sharing])
+@pytest.mark.parametrize("program", [waiting, checkpointed, sharing, in_place])
 @pytest.mark.parametrize("name", sorted(OBJECTIVES))
 def test_guides_that_cannot_run_once_for_all_particles_run_for_each(name, program):
     program_name, program, frames = program.__name__, program(), torch.tensor(linear_gaussian.observations(4))
@@ -527,6 +549,45 @@ def test_what_cannot_be_trained_is_refused(name, backend, mistake, words):
     arguments = with_mistake(backend, mistake), {"loc": np.asarray(0.2)}, linear_gaussian.observations(3)
     with pytest.raises(UserError, match=words):
         MEASURED[backend](FOUR_PARTICLES[name], *arguments)
+
+
+def divergences(backend):
+    """Pairs of guide and prior of which a host has another number for their KL divergence."""
+    _, _, dist = HOSTS[backend]
+    xp = {"numpyro": jnp, "pyro": torch}[backend]
+    one, normal = xp.ones(()), dist.Normal(xp.zeros(3), 1.0)
+    masks = [xp.asarray([True, True, False]), xp.asarray([True, False, True])]
+    pairs = {"masked": [dist.Normal(xp.ones(3), 0.5).mask(masks[0]), normal.mask(masks[1])]}
+    if backend == "numpyro":
+        pairs["kumaraswamy"] = [dist.Kumaraswamy(2 * one, 2 * one), dist.Beta(2 * one, 2 * one)]
+    else:
+        pairs["folded"] = [dist.FoldedDistribution(dist.Normal(s * one, one)) for s in (1, -1)]
+    return {name: [each.to_event(len(each.batch_shape)) for each in pair] for name, pair in pairs.items()}
+
+
+@pytest.mark.parametrize(
+    ("backend", "name"), [(b, n) for b in BACKENDS for n in ("masked", {"numpyro": "kumaraswamy", "pyro": "folded"}[b])]
+)
+def test_divergences_that_a_host_has_wrong_are_sampled(backend, name):
+    """The ELBO of one draw is then its log weight."""
+    host, _, _ = HOSTS[backend]
+    q, p = divergences(backend)[name]
+
+    def part(distribution):
+        def draw(frames):
+            with host.plate("sequences", frames.shape[0]):
+                host.sample("z", distribution)
+
+        return draw
+
+    frames = np.zeros((2, 1, 1, 1, 1))
+    if backend == "numpyro":
+        traces = numpyro_tracing.program_traces(Program(part(p), part(q)), {}, jax.random.key(0), jnp.asarray(frames))
+        elbo, log_joint = numpyro_elbo, numpyro_tracing.log_joint
+    else:
+        traces = pyro_tracing.program_traces(Program(part(p), part(q)), torch.tensor(frames))
+        elbo, log_joint = pyro_elbo, pyro_tracing.log_joint
+    np.testing.assert_allclose(elbo(*traces), log_joint(traces[1]) - log_joint(traces[0]), rtol=1e-5)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

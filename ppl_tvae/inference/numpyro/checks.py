@@ -11,6 +11,7 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import (
     check_is_no_factor,
     check_likelihood,
+    check_observes_nothing_else,
     check_site_names,
     distribution_name,
     log_density_name,
@@ -42,6 +43,8 @@ def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> 
 
     likelihood: of `catalogue.LIKELIHOODS`, what the site "x" is said to be; empty where nothing is said.
     """
+    if len(frames) == 1:  # which has no others to depend on
+        frames = jnp.concatenate([frames, frames[..., ::-1, :]])
     keys = jax.random.split(jax.random.key(0), 3)
     guide_trace = _traced("guide", seed(program.guide, keys[0]), frames)
     prior_trace = _traced("model", seed(program.model, keys[1]), frames)
@@ -105,6 +108,7 @@ def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array, lik
             _check_log_prob(part, name, site, len(frames))
             _check_axis(part, name, site)
             _check_scale(part, name, site, sites)
+    check_observes_nothing_else(OBSERVED, observed_sites(prior_trace), observed_sites(guide_trace))
     check_likelihood(OBSERVED, observed_sites(prior_trace)[OBSERVED]["fn"], likelihood)
     for name, site in latent_sites(prior_trace).items():
         _check_cover(name, guide_trace[name], site)
@@ -122,8 +126,9 @@ def _check_names(guide_trace: Trace, prior_trace: Trace) -> None:
                 f"expected the parameter '{name}' to be one in model and guide, found shape {shapes[1][name]} in the "
                 f"model and {shapes[0][name]} in the guide; rename one"
             )
-    random = latent_sites(guide_trace) | latent_sites(prior_trace) | observed_sites(prior_trace)
-    for name in random.keys() & (shapes[0] | shapes[1]).keys():
+    named = latent_sites(guide_trace) | deterministic_sites(guide_trace)
+    named |= latent_sites(prior_trace) | deterministic_sites(prior_trace) | observed_sites(prior_trace)
+    for name in named.keys() & (shapes[0] | shapes[1]).keys():
         raise UserError(
             f"expected a name of its own for each site and parameter, found '{name}' for both; rename the parameter"
         )

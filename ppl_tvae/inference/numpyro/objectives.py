@@ -16,7 +16,7 @@ from numpyro.distributions.kl import kl_divergence
 from numpyro.primitives import Messenger
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.description import distribution_name
+from ppl_tvae.inference.description import distribution_name, has_inexact_kl
 from ppl_tvae.inference.numpyro.tracing import (
     Site,
     Trace,
@@ -41,8 +41,8 @@ def elbo(guide_trace: Trace, model_trace: Trace, kl_weight: Any = 1.0) -> jax.Ar
 
     The KL divergence of a site is analytic where the host knows it, otherwise log q - log p at the draw. Analytic
     terms are unbiased only while a site's prior does not depend on latents that the guide draws after it, so where
-    model and guide have their sites in different orders, all of it is sampled. With a kl_weight other than 1 it is a
-    bound no longer.
+    model and guide have their sites in different orders, all of it is sampled; so is that of a masked site. With a
+    kl_weight other than 1 it is a bound no longer.
     """
     prior, posterior = latent_sites(model_trace), latent_sites(guide_trace)
     evidence = _total(observed_sites(model_trace))
@@ -143,6 +143,8 @@ def _total(sites: Trace) -> jax.Array:
 
 
 def _kl(posterior: Site, prior: Site) -> jax.Array:
+    if has_inexact_kl(posterior["fn"]) or has_inexact_kl(prior["fn"]):
+        return log_prob(posterior) - log_prob(prior)
     try:
         return summed(prior, kl_divergence(posterior["fn"], prior["fn"]))
     except NotImplementedError:

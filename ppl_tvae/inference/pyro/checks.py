@@ -12,6 +12,7 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import (
     check_is_no_factor,
     check_likelihood,
+    check_observes_nothing_else,
     check_site_names,
     distribution_name,
     log_density_name,
@@ -43,6 +44,8 @@ def check_program(program: Program, frames: Tensor, likelihood: str = "") -> Non
 
     likelihood: of `catalogue.LIKELIHOODS`, what the site "x" is said to be; empty where nothing is said.
     """
+    if len(frames) == 1:  # which has no others to depend on
+        frames = torch.cat([frames, frames.flip(-2)])
     with pyro.get_param_store().scope(), torch.random.fork_rng(), torch.no_grad():
         guide_trace = _traced("guide", program.guide, frames)
         prior_trace = _traced("model", program.model, frames)
@@ -103,8 +106,10 @@ def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: Tensor, likeli
             _check_log_prob(part, name, site, len(frames))
             _check_axis(part, name, site)
             _check_scale(part, name, site)
+    check_observes_nothing_else(OBSERVED, observed_sites(prior_trace), observed_sites(guide_trace))
     check_likelihood(OBSERVED, observed_sites(prior_trace)[OBSERVED]["fn"], likelihood)
     for name, site in latent_sites(prior_trace).items():
+        _check_circle(name, site)
         _check_cover(name, guide_trace.nodes[name], site)
 
 
@@ -125,8 +130,9 @@ def _check_names(guide_trace: Trace, prior_trace: Trace) -> None:
                 f"expected the parameter '{name}' to be one in model and guide, found shape {tuple(own.shape)} in the "
                 f"model and {found} in the guide; rename one"
             )
-    random = latent_sites(guide_trace) | latent_sites(prior_trace) | observed_sites(prior_trace)
-    for name in random.keys() & (parameters[0] | parameters[1]).keys():
+    named = latent_sites(guide_trace) | deterministic_sites(guide_trace)
+    named |= latent_sites(prior_trace) | deterministic_sites(prior_trace) | observed_sites(prior_trace)
+    for name in named.keys() & (parameters[0] | parameters[1]).keys():
         raise UserError(
             f"expected a name of its own for each site and parameter, found '{name}' for both; rename the parameter"
         )
@@ -212,6 +218,15 @@ def _check_axis(part: str, name: str, site: Site) -> None:
         raise UserError(
             f"expected the plate '{PLATE}' on the first axis of site '{name}' of the {part}, found another axis of "
             f"{tuple(site['value'].shape)}; give it a dim to the left of the other plates, such as dim=-2"
+        )
+
+
+def _check_circle(name: str, modelled: Site) -> None:
+    """torch has densities of angles repeat over the real line, where they integrate to anything."""
+    if (found := distribution_name(modelled["fn"])) in ("VonMises", "SineBivariateVonMises"):
+        raise UserError(
+            f"expected a prior of site '{name}' with one density in all, found {found}, whose density torch repeats "
+            f"beyond the circle; take --backend numpyro, or two normal latents of which the site is the angle"
         )
 
 

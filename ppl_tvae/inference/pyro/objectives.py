@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.distributions.kl import kl_divergence
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.description import distribution_name
+from ppl_tvae.inference.description import distribution_name, has_inexact_kl
 from ppl_tvae.inference.objective import Objective, kl_weight
 from ppl_tvae.inference.pyro.particles import drawn, is_vectorisable, log_density_at, of_particles, repeated
 from ppl_tvae.inference.pyro.tracing import (
@@ -148,7 +148,8 @@ def _total(sites: dict[str, Site]) -> Tensor:
 
 
 def _kl(posterior: Site, prior: Site) -> Tensor:
-    if posterior["mask"] is not None or prior["mask"] is not None:
+    masked = posterior["mask"] is not None or prior["mask"] is not None
+    if masked or has_inexact_kl(posterior["fn"]) or has_inexact_kl(prior["fn"]):
         return log_prob(posterior) - log_prob(prior)
     try:
         return summed(prior, kl_divergence(posterior["fn"], prior["fn"]))

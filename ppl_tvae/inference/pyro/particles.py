@@ -6,7 +6,8 @@ once for all particles.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -108,13 +109,38 @@ def _of_each(values: Tensor, num_sequences: int) -> Tensor:
 
 
 class _OutOfPlaceDraws(TorchFunctionMode):
-    """Within the context, torch's distributions draw into new tensors: vmap refuses draws in place."""
+    """Within the context, torch's distributions draw into new tensors: vmap refuses draws in place.
+
+    They go on with what the draw returns. RuntimeError where a program goes on with the tensor that it drew into, which
+    holds no draw here.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._left_behind: list[weakref.ref[Tensor]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        left_behind = [tensor for each in self._left_behind if (tensor := each()) is not None]
+        self._left_behind = [weakref.ref(tensor) for tensor in left_behind]
+        if left_behind and any(each is tensor for each in _flat((args, kwargs)) for tensor in left_behind):
+            raise RuntimeError("a tensor that was drawn into in place, of which vmap has no draws")
         if func is Tensor.normal_ and len(args) == 1 and not kwargs:
+            self._left_behind.append(weakref.ref(args[0]))
             return torch.randn_like(args[0])
         if func is Tensor.uniform_ and len(args) in (1, 3) and not kwargs:
+            self._left_behind.append(weakref.ref(args[0]))
             low, high = args[1:] or (0.0, 1.0)
             return low + (high - low) * torch.rand_like(args[0])
         return func(*args, **kwargs)
+
+
+def _flat(arguments: Any) -> Iterator[Any]:
+    """What a nest of tuples, lists and dictionaries holds."""
+    if isinstance(arguments, dict):
+        arguments = arguments.values()
+    elif not isinstance(arguments, list | tuple):
+        yield arguments
+        return
+    for each in arguments:
+        yield from _flat(each)

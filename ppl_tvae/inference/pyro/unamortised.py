@@ -14,6 +14,7 @@ from pyro.optim import ExponentialLR
 from pyro.poutine import block, replay, trace
 from torch import Tensor
 
+from ppl_tvae.errors import UserError
 from ppl_tvae.inference.pyro.tracing import from_the_reals, latent_sites, parameters_as, program_traces
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
@@ -40,6 +41,11 @@ def _of_one(
             drawn, modelled = program_traces(program, frames)
         for name, site in latent_sites(modelled).items():
             from_the_reals(name, site["fn"].support)
+            if site["scale"] != 1:
+                raise UserError(
+                    f"expected a plate of as many sequences as there are frames with automatic guides in Pyro, whose "
+                    f"fit takes its scale for a power of the density; found the scale {site['scale']} at site '{name}'"
+                )
         start = {name: site["value"] for name, site in latent_sites(drawn).items()}
         # The model's parameters are hidden, so that the fit leaves them alone.
         model = block(program.model, hide_types=["param"])
