@@ -15,6 +15,7 @@ from ppl_tvae.diagnosis import diagnose, equivariance_metrics, save_datatree, to
 from ppl_tvae.diagnostics.datatree import CELL_DIMS, FRAME_DIMS
 from ppl_tvae.diagnostics.rolling import EQUIVARIANCE
 from ppl_tvae.errors import UserError
+from ppl_tvae.inference.mcmc import MCMC
 from tests.small_runs import BACKENDS, files_in, small_training
 
 GROUPS = {
@@ -27,6 +28,37 @@ GROUPS = {
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     return train(small_training(folder, request.param), folder / "run", quiet=True)
+
+
+OWN = """
+import {host}, {host}.distributions as dist
+import {arrays} as xp
+
+def model(frames):
+    {host}.deterministic("rates", xp.ones((8, 3)))  # of the model, and as long as a batch
+    with {host}.plate("sequences", frames.shape[0]):
+        z = {host}.sample("z", dist.Normal(xp.zeros(8), 1.0).to_event(1))
+        {host}.deterministic("double", 2 * z)
+        logits = z.sum(-1).reshape(-1, 1, 1, 1, 1) + xp.zeros(frames.shape[1:])
+        {host}.sample("x", dist.Bernoulli(logits=logits).to_event(4), obs=frames)
+
+def guide(frames):
+    scale = {host}.param("scale", xp.ones(()))
+    with {host}.plate("sequences", frames.shape[0]):
+        {host}.sample("z", dist.Normal(xp.zeros(8), scale).to_event(1))
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_no_value_of_a_sequence_is_not_taken_for_one(backend, tmp_path):
+    program = tmp_path / "own.py"
+    program.write_text(OWN.format(host=backend, arrays={"numpyro": "jax.numpy", "pyro": "torch"}[backend]))
+    sizes = {"num_capsules": None, "capsule_dim": None, "hidden": None}
+    run = train(small_training(tmp_path, backend, model=str(program), **sizes), tmp_path / "run", quiet=True)
+    tree = to_datatree(run, num_sequences=8, num_draws=3, mcmc=MCMC(num_warmup=5, num_draws=4, num_chains=4))
+    for group in ("posterior", "prior", "posterior_mcmc"):
+        assert set(tree[group].data_vars) == {"z", "double"}
+        np.testing.assert_allclose(tree[group]["double"], 2 * tree[group]["z"], rtol=1e-6)
 
 
 def test_groups_dimensions_and_coordinates(run):

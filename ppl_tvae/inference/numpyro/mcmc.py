@@ -20,7 +20,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     as_trace,
     bijections,
     check_supports,
-    deterministic_sites,
+    computed_sites,
     latent_sites,
     log_joint,
     log_prob,
@@ -110,8 +110,8 @@ class Sampler:
         flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in state.z.items()}
         latents = {name: transforms[name](value) for name, value in flat.items()}
         model_trace = self._model_trace(parameters, frames, latents)
-        computed = {name: jnp.asarray(site["value"]) for name, site in deterministic_sites(model_trace).items()}
-        sites = latents | {name: value for name, value in computed.items() if value.shape[:1] == frames.shape[:1]}
+        computed = computed_sites(self._program, parameters, frames)
+        sites = latents | {name: jnp.asarray(model_trace[name]["value"]) for name in computed}
         return Chains(
             {name: value.reshape(*shape, *value.shape[1:]) for name, value in sites.items()},
             log_prob(model_trace[OBSERVED]).reshape(shape),

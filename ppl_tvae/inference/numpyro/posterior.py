@@ -1,6 +1,6 @@
 """Draws from guide and prior, what the model makes of them, and what it makes of a site that is set by hand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.numpyro.tracing import (
     OBSERVED,
     Trace,
+    computed_sites,
     deterministic_sites,
     latent_sites,
     log_joint,
@@ -32,7 +33,8 @@ def posterior_draw(program: Program) -> Callable[[Parameters, jax.Array, jax.Arr
         key_latents, key_frames = jax.random.split(rng_key)
         guide_trace, model_trace = program_traces(program, parameters, key_latents, frames)
         log_weights = log_joint(model_trace) - log_joint(guide_trace)
-        return _draw(model_trace, key_frames)._replace(log_weights=log_weights)
+        computed = computed_sites(program, parameters, frames)
+        return _draw(model_trace, computed, key_frames)._replace(log_weights=log_weights)
 
     return draw
 
@@ -44,7 +46,7 @@ def prior_draw(program: Program) -> Callable[[Parameters, jax.Array, jax.Array],
     def draw(parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Draw:
         key_latents, key_frames = jax.random.split(rng_key)
         sites = _model_trace(program, parameters, key_latents, frames)
-        drawn = _draw(sites, key_frames)
+        drawn = _draw(sites, computed_sites(program, parameters, frames), key_frames)
         return drawn._replace(log_likelihood=log_prob(sites[OBSERVED] | {"value": drawn.frames, "intermediates": []}))
 
     return draw
@@ -75,13 +77,11 @@ def _model_trace(program: Program, parameters: Parameters, rng_key: jax.Array, f
     return trace(substitute(seed(program.model, rng_key), data=dict(parameters))).get_trace(frames)
 
 
-def _draw(model_trace: Trace, rng_key: jax.Array) -> Draw:
-    kept = latent_sites(model_trace) | deterministic_sites(model_trace)
+def _draw(model_trace: Trace, computed: Sequence[str], rng_key: jax.Array) -> Draw:
+    """computed: the deterministic sites to keep, `computed_sites`."""
     observed = model_trace[OBSERVED]
-    batch = observed["value"].shape[:1]
-    values = {name: jnp.asarray(site["value"]) for name, site in kept.items()}
     return Draw(
-        {name: value for name, value in values.items() if value.shape[:1] == batch},
+        {name: jnp.asarray(model_trace[name]["value"]) for name in (*latent_sites(model_trace), *computed)},
         observed["fn"].mean,
         observed["fn"].sample(rng_key).astype(observed["value"].dtype),
         log_prob(observed),

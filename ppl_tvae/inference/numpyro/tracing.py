@@ -99,6 +99,22 @@ def deterministic_sites(sites: Trace) -> dict[str, Site]:
     return {name: site for name, site in sites.items() if site["type"] == "deterministic"}
 
 
+def computed_sites(program: Program, parameters: Mapping[str, jax.Array], frames: jax.Array) -> tuple[str, ...]:
+    """The deterministic sites that have a value for each sequence, known by their shapes with one sequence more."""
+
+    def shapes(size: int) -> dict[str, Any]:
+        def computed() -> dict[str, jax.Array]:
+            others = jnp.zeros((size, *frames.shape[1:]), frames.dtype)
+            sites = deterministic_sites(replayed(program.model, parameters, jax.random.key(0), others, {}))
+            return {name: jnp.asarray(site["value"]) for name, site in sites.items()}
+
+        return jax.eval_shape(computed)
+
+    size = len(frames)
+    less, more = shapes(size), shapes(size + 1)
+    return tuple(name for name in less if (*less[name].shape[:1], *more[name].shape[:1]) == (size, size + 1))
+
+
 def from_the_reals(name: str, support: Any) -> Any:
     """The bijection from unconstrained space to the support of a latent. Raises UserError where there is none."""
     try:

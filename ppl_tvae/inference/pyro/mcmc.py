@@ -22,7 +22,7 @@ from ppl_tvae.inference.pyro.tracing import (
     as_trace,
     bijections,
     check_supports,
-    deterministic_sites,
+    computed_sites,
     latent_sites,
     log_joint,
     log_prob,
@@ -55,7 +55,8 @@ class Sampler:
             if not torch.isfinite(start).all():
                 raise bad_start(f"{int((~torch.isfinite(start)).sum())} of {len(start)} chains")
             walks = [self._walk(repeated, position, place, progress) for place in range(num_chains * batch)]
-            kept = [self._describe(repeated, walks, draw) for draw in range(self._settings.num_draws)]
+            computed = computed_sites(self._program, repeated)
+            kept = [self._describe(repeated, walks, draw, computed) for draw in range(self._settings.num_draws)]
         joined = tree_map(lambda *values: np.stack(values, axis=1), *kept)
         return tree_map(lambda value: _by_chain(value, num_chains), joined)
 
@@ -99,15 +100,16 @@ class Sampler:
         return log_joint(model_trace) + sum(jacobians, start=torch.zeros(()))
 
     @torch.no_grad()
-    def _describe(self, frames: Tensor, walks: "list[list[_Iteration]]", draw: int) -> Chains:
+    def _describe(
+        self, frames: Tensor, walks: "list[list[_Iteration]]", draw: int, computed: tuple[str, ...]
+    ) -> Chains:
         """What is kept of an iteration, each (chain * batch, ...); frames (chain * batch, ...)."""
         now = [walk[draw] for walk in walks]
         transforms = bijections(self._program, frames)
         flat = {name: torch.cat([one.unconstrained[name] for one in now]) for name in now[0].unconstrained}
         latents = {name: transforms[name](value) for name, value in flat.items()}
         model_trace = replayed(self._program.model, frames, as_trace(latents))
-        computed = {name: site["value"] for name, site in deterministic_sites(model_trace).items()}
-        sites = latents | {name: value for name, value in computed.items() if value.shape[:1] == frames.shape[:1]}
+        sites = latents | {name: model_trace.nodes[name]["value"] for name in computed}
         return Chains(
             {name: value.numpy(force=True) for name, value in sites.items()},
             log_prob(model_trace.nodes[OBSERVED]).numpy(force=True),

@@ -1,6 +1,6 @@
 """Draws from guide and prior, what the model makes of them, and what it makes of a site that is set by hand."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.pyro.tracing import (
     OBSERVED,
     Trace,
+    computed_sites,
     deterministic_sites,
     latent_sites,
     log_joint,
@@ -28,12 +29,17 @@ Parameters = Mapping[str, Tensor]
 def posterior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
     """A function (parameters, frames) -> a draw from the guide."""
 
+    computed: tuple[str, ...] | None = None
+
     @torch.no_grad()
     def draw(parameters: Parameters, frames: Tensor) -> Draw:
+        nonlocal computed
         with parameters_as(parameters):
+            if computed is None:
+                computed = computed_sites(program, frames)
             guide_trace, model_trace = program_traces(program, frames)
             log_weights = log_joint(model_trace) - log_joint(guide_trace)
-            return _draw(model_trace)._replace(log_weights=log_weights)
+            return _draw(model_trace, computed)._replace(log_weights=log_weights)
 
     return draw
 
@@ -41,11 +47,16 @@ def posterior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
 def prior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
     """A function (parameters, frames) -> a draw from the model; frames give the shape."""
 
+    computed: tuple[str, ...] | None = None
+
     @torch.no_grad()
     def draw(parameters: Parameters, frames: Tensor) -> Draw:
+        nonlocal computed
         with parameters_as(parameters):
+            if computed is None:
+                computed = computed_sites(program, frames)
             sites = trace(program.model).get_trace(frames)
-            drawn = _draw(sites)
+            drawn = _draw(sites, computed)
             return drawn._replace(log_likelihood=log_prob(sites.nodes[OBSERVED] | {"value": drawn.frames}))
 
     return draw
@@ -72,12 +83,11 @@ def decoding(program: Program, site: str) -> Callable[[Parameters, Tensor, Tenso
     return decode
 
 
-def _draw(model_trace: Trace) -> Draw:
-    kept = latent_sites(model_trace) | deterministic_sites(model_trace)
+def _draw(model_trace: Trace, computed: Sequence[str]) -> Draw:
+    """computed: the deterministic sites to keep, `computed_sites`."""
     observed = model_trace.nodes[OBSERVED]
-    batch = observed["value"].shape[:1]
     return Draw(
-        {name: site["value"] for name, site in kept.items() if site["value"].shape[:1] == batch},
+        {name: model_trace.nodes[name]["value"] for name in (*latent_sites(model_trace), *computed)},
         observed["fn"].mean,
         observed["fn"].sample().to(observed["value"]),
         log_prob(observed),

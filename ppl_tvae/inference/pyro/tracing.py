@@ -120,6 +120,19 @@ def deterministic_sites(sites: Trace) -> dict[str, Site]:
     }
 
 
+def computed_sites(program: Program, frames: Tensor) -> tuple[str, ...]:
+    """The deterministic sites that have a value for each sequence, known by their shapes with one sequence more."""
+
+    def shapes(frames: Tensor) -> dict[str, torch.Size]:
+        sites = deterministic_sites(trace(program.model).get_trace(frames))
+        return {name: site["value"].shape for name, site in sites.items()}
+
+    size = len(frames)
+    with torch.no_grad(), torch.random.fork_rng():
+        less, more = shapes(frames), shapes(torch.cat([frames, frames[:1]]))
+    return tuple(name for name in less if (*less[name][:1], *more[name][:1]) == (size, size + 1))
+
+
 def from_the_reals(name: str, support: Any) -> Any:
     """The bijection from unconstrained space to the support of a latent. Raises UserError where there is none."""
     try:
