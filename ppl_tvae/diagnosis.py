@@ -189,9 +189,7 @@ def _of_posterior(tree: "xr.DataTree", transforms: Sequence[str]) -> dict[str, A
         "split": stats.attrs["split"],
         "transforms": list(transforms),
         "seed": stats.attrs["seed"],
-        "khat": [
-            None if np.isnan(value) else str(value) if np.isinf(value) else round(float(value), 3) for value in khats
-        ],
+        "khat": [reliability.rounded(value) for value in khats],
         "effective_sample_size": [round(float(value), 2) for value in sizes],
         "verdict": reliability.verdict(khats, sizes, num_draws),
     }

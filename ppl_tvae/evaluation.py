@@ -172,9 +172,10 @@ def _from_weights(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Ite
 
 def _trust(log_weights: np.ndarray) -> dict[str, Any]:
     khats, sizes = reliability.khat(log_weights), bounds.effective_sample_size(log_weights)
-    known = khats[np.isfinite(khats)]
+    known = khats[~np.isnan(khats)]
+    quantiles = np.quantile(known, (0.1, 0.5, 0.9), method="inverted_cdf") if len(known) else None
     return {
-        "khat_quantiles": [round(float(q), 2) for q in np.quantile(known, (0.1, 0.5, 0.9))] if len(known) else None,
+        "khat_quantiles": None if quantiles is None else [reliability.rounded(value) for value in quantiles],
         "median_effective_sample_size": round(float(np.median(sizes)), 2),
         "verdict": reliability.verdict(khats, sizes, len(log_weights)),
     }

@@ -29,9 +29,8 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
         if np.ptp(largest[1:]) < 1e-9:  # nothing to fit
             values.append(-np.inf)
             continue
-        if (
-            np.isfinite(largest).all() and np.ptp(largest) > _UNDERFLOW
-        ):  # the fit would see zeros alone, and call it good
+        # The fit would see zeros alone, and call it good.
+        if np.isfinite(largest).all() and np.ptp(largest) > _UNDERFLOW:
             values.append(np.inf)
             continue
         with warnings.catch_warnings():
@@ -39,6 +38,13 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
             # it takes log-likelihoods, whose importance weights in leave-one-out are their inverse: hence the sign
             values.append(float(array_stats.psislw(-of_sequence)[1]))
     return np.asarray(values)
+
+
+def rounded(khat: float) -> float | str | None:
+    """A k-hat as JSON can hold it: to three digits, "inf", "-inf", or None for nan."""
+    if np.isnan(khat):
+        return None
+    return str(float(khat)) if np.isinf(khat) else round(float(khat), 3)
 
 
 def verdict(khats: np.ndarray, effective_sample_sizes: np.ndarray, num_particles: int) -> str:
