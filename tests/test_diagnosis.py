@@ -1,14 +1,16 @@
 """Draws as an ArviZ DataTree, alike in both backends, and what the equivariance metrics measure on a trained run."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import xarray as xr
+from safetensors.numpy import save_file
 from scipy import stats
 
-from ppl_tvae import cli, train
+from ppl_tvae import cli, diagnosis, train
 from ppl_tvae.assembly import lattice_of
 from ppl_tvae.config import Experiment
 from ppl_tvae.diagnosis import diagnose, equivariance_metrics, save_datatree, to_datatree
@@ -16,6 +18,7 @@ from ppl_tvae.diagnostics.datatree import CELL_DIMS, FRAME_DIMS
 from ppl_tvae.diagnostics.rolling import EQUIVARIANCE
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.mcmc import MCMC
+from ppl_tvae.runs import open_run
 from tests.small_runs import BACKENDS, files_in, small_training
 
 GROUPS = {
@@ -59,6 +62,36 @@ def test_what_is_no_value_of_a_sequence_is_not_taken_for_one(backend, tmp_path):
     for group in ("posterior", "prior", "posterior_mcmc"):
         assert set(tree[group].data_vars) == {"z", "double"}
         np.testing.assert_allclose(tree[group]["double"], 2 * tree[group]["z"], rtol=1e-6)
+
+
+FEW = {"num_sequences": 2, "num_draws": 3, "metric_sequences": 2, "simulated_sequences": 8, "quiet": True}
+
+
+def test_a_diagnosis_that_is_stopped_leaves_both_files_as_they_were(run, monkeypatch):
+    diagnose(run, **FEW)
+    before = files_in(run.path)
+
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(diagnosis, "power_scaling", stop)
+    with pytest.raises(KeyboardInterrupt):
+        diagnose(run, mcmc=MCMC(num_warmup=2, num_draws=4, num_chains=2), mcmc_sequences=1, **FEW)
+    assert files_in(run.path) == before
+
+
+def test_a_diagnosis_is_of_the_parameters_that_it_began_with(run, tmp_path, monkeypatch):
+    """A training that goes on replaces them."""
+    copy = open_run(shutil.copytree(run.path, tmp_path / "run"))
+
+    def train_on(_):
+        values = {name: np.asarray(value + 1) for name, value in copy.parameters().items()}
+        save_file(values, copy.path / "parameters.safetensors")
+        return []
+
+    monkeypatch.setattr(diagnosis, "power_scaling", train_on)
+    assert diagnose(copy, **FEW)["parameters"] == run.parameters_digest() != copy.parameters_digest()
+    assert copy.present_diagnosis() == {}
 
 
 def test_groups_dimensions_and_coordinates(run):

@@ -81,6 +81,16 @@ def test_a_fit_beats_the_amortised_guide_and_leaves_the_run_alone(backend, tmp_p
     ]
 
 
+def test_a_plate_of_more_sequences_than_there_are_frames_is_refused_in_pyro():
+    """Its automatic guides scale what they draw within; NumPyro's fit is of the frames alone."""
+    program = linear_gaussian.program(pyro, torch.exp, pyro_dist, 100)
+    values = {name: torch.tensor(value) for name, value in linear_gaussian.parameters().items()}
+    refused = pytest.raises(UserError, match=r"plate of as many sequences as there are frames.*found the scale 100")
+    with on_torch("cpu", "float64"), refused:
+        frames = torch.tensor(linear_gaussian.observations(2))
+        pyro_log_weights(program, values, frames, 2, Unamortised("auto-normal"))
+
+
 def test_bad_settings(tmp_path, capsys):
     run = train(small_training(tmp_path, "pyro"), tmp_path / "run", quiet=True)
     for guide, word in ((Unamortised("auto-norm"), "auto-normal"), (Unamortised("auto-normal", 0), "step")):
