@@ -11,7 +11,7 @@ import pytest
 if os.environ.get("PPL_TVAE_GPU") != "1":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
-# Machine code that LLVM does not optimise and that is made without MLIR is there in a third of the time, and slow.
+# Machine code that LLVM does not optimise and that is made without MLIR is there sooner, and slow.
 # Tests of bits and of single operations are marked `machine_code` and run without it: they are about what users have.
 if os.environ.get("PPL_TVAE_QUICK_CODE") == "1":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
