@@ -41,8 +41,8 @@ def elbo(guide_trace: Trace, model_trace: Trace, kl_weight: Any = 1.0) -> jax.Ar
 
     The KL divergence of a site is analytic where the host knows it, otherwise log q - log p at the draw. Analytic
     terms are unbiased only while a site's prior does not depend on latents that the guide draws after it, so where
-    model and guide have their sites in different orders, all of it is sampled; so is that of a masked site, and of those
-    of which `has_inexact_kl` speaks. With a kl_weight other than 1 it is a bound no longer.
+    model and guide have their sites in different orders, all of it is sampled; so is that of a masked site, and of
+    those of which `has_inexact_kl` speaks. With a kl_weight other than 1 it is a bound no longer.
     """
     prior, posterior = latent_sites(model_trace), latent_sites(guide_trace)
     evidence = _total(observed_sites(model_trace))
