@@ -1,6 +1,6 @@
 """Words for what a program's trace holds, and what they tell of mistakes: the same for both backends."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from ppl_tvae.errors import UserError
@@ -33,6 +33,14 @@ def distribution_name(distribution: Any) -> str:
     while type(distribution).__name__ in _WRAPPERS:
         distribution = distribution.base_dist
     return type(distribution).__name__
+
+
+def masks(distribution: Any) -> Iterator[tuple[Any, int]]:
+    """The masks of a distribution, each over a batch shape, and how many dimensions an event has to its right."""
+    while type(distribution).__name__ in _WRAPPERS:
+        if type(distribution).__name__ == "MaskedDistribution":
+            yield distribution._mask, distribution.event_dim
+        distribution = distribution.base_dist
 
 
 def has_inexact_kl(distribution: Any) -> bool:

@@ -1,6 +1,9 @@
 """What one draw from a guide or a prior gives, the same for both backends."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from ppl_tvae.errors import UserError
 
 
 class Draw(NamedTuple):
@@ -8,9 +11,10 @@ class Draw(NamedTuple):
 
     sites: values of the latents and of what the model computes from them (its deterministic sites, where their first
     dimension is the batch), by name, each (batch, ...). mean: E[x | latents], and frames: x ~ p(x | latents), shaped as
-    the frames. log_likelihood: log p(x | latents) at the observed frames, and log_weights: log p(x, latents) -
-    log q(latents | x), (batch,), nats per sequence. log_prior: log p(latent) of each latent by name, given those before
-    it, (batch,), nats. A draw from the prior has no weights, and the log-likelihood of its own frames.
+    the frames; pixels that a mask leaves out of the likelihood are as they were given. log_likelihood: log p(x |
+    latents) at the observed frames, and log_weights: log p(x, latents) - log q(latents | x), (batch,), nats per
+    sequence. log_prior: log p(latent) of each latent by name, given those before it, (batch,), nats. A draw from the
+    prior has no weights, and the log-likelihood of its own frames.
     """
 
     sites: dict[str, Any]
@@ -19,3 +23,23 @@ class Draw(NamedTuple):
     log_likelihood: Any
     log_weights: Any | None
     log_prior: dict[str, Any]
+
+
+def settled(draw: Callable[[Any], Draw], frames: Any) -> Draw:
+    """A draw from the joint distribution of latents and frames, given draws beside any frames (batch, S, ...).
+
+    draw(given) -> a draw from p(latents | given) and p(x | latents, given), with the same noise at each call. It is
+    drawn again beside its own frames until these stay as they are: at once where the given ones do not matter, and
+    after t rounds up to frame t where each frame depends on those before it. Raises UserError after S + 1 rounds.
+    """
+    rounds = frames.shape[1] + 1
+    for _ in range(rounds):
+        drawn = draw(frames)
+        if bool((drawn.frames == frames).all()):
+            return drawn
+        frames = drawn.frames
+    raise UserError(
+        f"expected frames that depend on latents and earlier frames alone, from which sequences can be simulated, "
+        f"found frames that still change when drawn beside themselves for {rounds} rounds; use what simulates "
+        f"nothing, such as elbo, iwae and ais"
+    )

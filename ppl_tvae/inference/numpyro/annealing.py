@@ -22,7 +22,6 @@ import numpy as np
 from numpyro.handlers import seed, substitute, trace
 
 from ppl_tvae.inference.numpyro.tracing import (
-    OBSERVED,
     bijections,
     check_supports,
     latent_sites,
@@ -81,24 +80,16 @@ class Annealer:
         adapted = self._walk(key_path, frames, start, path, progress, adapt=True)
         return path._replace(step_sizes=adapted.step_sizes)
 
-    def simulate(self, rng_key: jax.Array, frames: jax.Array) -> tuple[jax.Array, Latents]:
-        """Frames drawn from the model, shaped as `frames`, and the latents behind them: exact posterior draws."""
-        key_latents, key_frames = jax.random.split(rng_key)
-        model = substitute(seed(self._program.model, key_latents), data=self._parameters)
-        sites = trace(model).get_trace(frames)
-        latents = {name: site["value"] for name, site in latent_sites(sites).items()}
-        # Pixels of a Bernoulli are drawn as integers, and a program is promised frames as in training.
-        return sites[OBSERVED]["fn"].sample(key_frames).astype(frames.dtype), latents
-
     def _repeated(self, values: jax.Array) -> jax.Array:
         return jnp.tile(values, (self._annealing.num_chains, *(1,) * (values.ndim - 1)))
 
     def _draw_start(self, rng_key: jax.Array, frames: jax.Array) -> Latents:
         """Draws from f_0, one per sequence of frames."""
         if self._annealing.start == "prior":
-            return self.simulate(rng_key, frames)[1]
-        guide_trace, _ = program_traces(self._program, self._parameters, rng_key, frames)
-        return {name: site["value"] for name, site in latent_sites(guide_trace).items()}
+            sites = trace(substitute(seed(self._program.model, rng_key), data=self._parameters)).get_trace(frames)
+        else:
+            sites, _ = program_traces(self._program, self._parameters, rng_key, frames)
+        return {name: site["value"] for name, site in latent_sites(sites).items()}
 
     def _walk(
         self,

@@ -79,7 +79,8 @@ class Evaluator:
         """Forward and backward annealing on frames simulated from the model: stochastic lower and upper bounds."""
         key_data, key_pilot, key_forward, key_backward = jax.random.split(self._key(batch_index), 4)
         annealer = self._annealer(annealing)
-        frames, latents = annealer.simulate(key_data, self._render(self._tables, to_device(plan)))
+        truth = self._prior_draw(self._parameters, key_data, self._render(self._tables, to_device(plan)))
+        frames, latents = truth.frames, {name: truth.sites[name] for name in truth.log_prior}
         path = annealer.pilot(key_pilot, frames, progress)
         forward = annealer.forward(key_forward, frames, path, progress)
         return forward, annealer.backward(key_backward, frames, latents, path, progress)

@@ -1,6 +1,7 @@
 """Draws from guide and prior, what the model makes of them, and what it makes of a site that is set by hand."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -9,12 +10,13 @@ from numpyro.handlers import seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.draw import Draw
+from ppl_tvae.inference.draw import Draw, settled
 from ppl_tvae.inference.numpyro.tracing import (
     OBSERVED,
     Trace,
     computed_sites,
     deterministic_sites,
+    draw_observed,
     latent_sites,
     log_joint,
     log_prob,
@@ -40,14 +42,19 @@ def posterior_draw(program: Program) -> Callable[[Parameters, jax.Array, jax.Arr
 
 
 def prior_draw(program: Program) -> Callable[[Parameters, jax.Array, jax.Array], Draw]:
-    """A compiled function (parameters, rng_key, frames) -> a draw from the model; frames give the shape."""
+    """A function (parameters, rng_key, frames) -> a draw from the model.
+
+    frames give the shape, and what a mask leaves out. Raises UserError where no frames can be simulated (`settled`).
+    """
 
     @jax.jit
-    def draw(parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Draw:
+    def beside(parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Draw:
         key_latents, key_frames = jax.random.split(rng_key)
         sites = _model_trace(program, parameters, key_latents, frames)
-        drawn = _draw(sites, computed_sites(program, parameters, frames), key_frames)
-        return drawn._replace(log_likelihood=log_prob(sites[OBSERVED] | {"value": drawn.frames, "intermediates": []}))
+        return _draw(sites, computed_sites(program, parameters, frames), key_frames)
+
+    def draw(parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Draw:
+        return settled(partial(beside, parameters, rng_key), frames)
 
     return draw
 
@@ -83,7 +90,7 @@ def _draw(model_trace: Trace, computed: Sequence[str], rng_key: jax.Array) -> Dr
     return Draw(
         {name: jnp.asarray(model_trace[name]["value"]) for name in (*latent_sites(model_trace), *computed)},
         observed["fn"].mean,
-        observed["fn"].sample(rng_key).astype(observed["value"].dtype),
+        draw_observed(observed, rng_key),
         log_prob(observed),
         None,
         {name: log_prob(site) for name, site in latent_sites(model_trace).items()},

@@ -12,6 +12,7 @@ from numpyro.distributions import Distribution, Independent, biject_to
 from numpyro.handlers import replay, seed, substitute, trace
 
 from ppl_tvae.errors import UserError
+from ppl_tvae.inference.description import masks
 from ppl_tvae.program import Program
 
 Site = dict[str, Any]
@@ -172,6 +173,15 @@ def plate_axis(site: Site) -> int:
     """The axis of the sequences in the value of a site within their plate, counted from the last."""
     (plate,) = (frame for frame in site["cond_indep_stack"] if frame.name == PLATE)
     return plate.dim - site["fn"].event_dim
+
+
+def draw_observed(site: Site, rng_key: jax.Array) -> jax.Array:
+    """A value for an observed site, as it is observed; what a mask leaves out of the likelihood stays as it is."""
+    drawn = site["fn"].sample(rng_key).astype(site["value"].dtype)
+    counted = jnp.ones(drawn.shape, bool)
+    for mask, event_dim in masks(site["fn"]):
+        counted &= jnp.reshape(mask, (*jnp.shape(mask), *(1,) * event_dim))
+    return jnp.where(counted, drawn, site["value"])
 
 
 def log_prob(site: Site) -> jax.Array:

@@ -21,7 +21,6 @@ from pyro.poutine import trace
 from torch import Tensor
 
 from ppl_tvae.inference.pyro.tracing import (
-    OBSERVED,
     bijections,
     check_supports,
     latent_sites,
@@ -71,25 +70,18 @@ class Annealer:
         adapted = self._walk(frames, start, path, progress, adapt=True)
         return path._replace(step_sizes=adapted.step_sizes)
 
-    @torch.no_grad()
-    def simulate(self, frames: Tensor) -> tuple[Tensor, Latents]:
-        """Frames drawn from the model, shaped as `frames`, and the latents behind them: exact posterior draws."""
-        with parameters_as(self._parameters):
-            sites = trace(self._program.model).get_trace(frames)
-            latents = {name: site["value"] for name, site in latent_sites(sites).items()}
-            return sites.nodes[OBSERVED]["fn"].sample().to(frames.dtype), latents
-
     def _repeated(self, values: Tensor) -> Tensor:
         return values.repeat(self._annealing.num_chains, *(1,) * (values.ndim - 1))
 
     @torch.no_grad()
     def _draw_start(self, frames: Tensor) -> Latents:
         """Draws from f_0, one per sequence of frames."""
-        if self._annealing.start == "prior":
-            return self.simulate(frames)[1]
         with parameters_as(self._parameters):
-            guide_trace, _ = program_traces(self._program, frames)
-            return {name: site["value"] for name, site in latent_sites(guide_trace).items()}
+            if self._annealing.start == "prior":
+                sites = trace(self._program.model).get_trace(frames)
+            else:
+                sites, _ = program_traces(self._program, frames)
+            return {name: site["value"] for name, site in latent_sites(sites).items()}
 
     def _walk(self, frames: Tensor, latents: Latents, path: Path, progress: Progress, adapt: bool = False) -> Annealed:
         with parameters_as(self._parameters), torch.no_grad():

@@ -85,7 +85,8 @@ class Evaluator:
         """Forward and backward annealing on frames simulated from the model: stochastic lower and upper bounds."""
         annealer = Annealer(self._program, self._parameters, annealing)
         self._set_noise(batch_index)
-        frames, latents = annealer.simulate(self._render(self._tables, to_device(plan)))
+        truth = self._prior_draw(self._parameters, self._render(self._tables, to_device(plan)))
+        frames, latents = truth.frames, {name: truth.sites[name] for name in truth.log_prior}
         path = annealer.pilot(frames, progress)
         forward = annealer.forward(frames, path, progress)
         return forward, annealer.backward(frames, latents, path, progress)

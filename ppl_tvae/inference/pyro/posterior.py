@@ -1,6 +1,7 @@
 """Draws from guide and prior, what the model makes of them, and what it makes of a site that is set by hand."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,12 +10,13 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.draw import Draw
+from ppl_tvae.inference.draw import Draw, settled
 from ppl_tvae.inference.pyro.tracing import (
     OBSERVED,
     Trace,
     computed_sites,
     deterministic_sites,
+    draw_observed,
     latent_sites,
     log_joint,
     log_prob,
@@ -45,19 +47,25 @@ def posterior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
 
 
 def prior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
-    """A function (parameters, frames) -> a draw from the model; frames give the shape."""
+    """A function (parameters, frames) -> a draw from the model.
+
+    frames give the shape, and what a mask leaves out. Raises UserError where no frames can be simulated (`settled`).
+    """
 
     computed: tuple[str, ...] | None = None
 
     @torch.no_grad()
-    def draw(parameters: Parameters, frames: Tensor) -> Draw:
+    def beside(parameters: Parameters, noise: int, frames: Tensor) -> Draw:
         nonlocal computed
-        with parameters_as(parameters):
+        with parameters_as(parameters), torch.random.fork_rng():
+            torch.manual_seed(noise)
             if computed is None:
                 computed = computed_sites(program, frames)
-            sites = trace(program.model).get_trace(frames)
-            drawn = _draw(sites, computed)
-            return drawn._replace(log_likelihood=log_prob(sites.nodes[OBSERVED] | {"value": drawn.frames}))
+            return _draw(trace(program.model).get_trace(frames), computed)
+
+    def draw(parameters: Parameters, frames: Tensor) -> Draw:
+        noise = int(torch.randint(2**62, ()))  # the next of the stream, for all rounds
+        return settled(partial(beside, parameters, noise), frames)
 
     return draw
 
@@ -89,7 +97,7 @@ def _draw(model_trace: Trace, computed: Sequence[str]) -> Draw:
     return Draw(
         {name: model_trace.nodes[name]["value"] for name in (*latent_sites(model_trace), *computed)},
         observed["fn"].mean,
-        observed["fn"].sample().to(observed["value"]),
+        draw_observed(observed),
         log_prob(observed),
         None,
         {name: log_prob(site) for name, site in latent_sites(model_trace).items()},

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
 
 from ppl_tvae.errors import UserError
+from ppl_tvae.inference.description import masks
 from ppl_tvae.program import Program
 
 Site = dict[str, Any]
@@ -202,6 +203,17 @@ def plate_axis(site: Site) -> int:
     """The axis of the sequences in the value of a site within their plate, counted from the last."""
     (plate,) = (frame for frame in site["cond_indep_stack"] if frame.name == PLATE)
     return plate.dim - site["fn"].event_dim
+
+
+def draw_observed(site: Site) -> Tensor:
+    """A value for an observed site, as it is observed; what a mask leaves out of the likelihood stays as it is."""
+    drawn = site["fn"].sample().to(site["value"])
+    counted = torch.ones_like(drawn, dtype=torch.bool)
+    by_handler = True if site["mask"] is None else site["mask"]
+    for mask, event_dim in (*masks(site["fn"]), (by_handler, site["fn"].event_dim)):
+        mask = torch.as_tensor(mask, device=drawn.device)
+        counted &= mask.reshape(*mask.shape, *(1,) * event_dim)
+    return torch.where(counted, drawn, site["value"])
 
 
 def log_prob(site: Site) -> Tensor:

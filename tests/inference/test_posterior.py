@@ -1,0 +1,114 @@
+"""Frames simulated from a model: draws of its joint distribution, also where frames depend on frames or are masked."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro
+import numpyro.distributions as numpyro_dist
+import pyro
+import pyro.distributions as pyro_dist
+import pytest
+import torch
+
+from ppl_tvae.assembly import assemble
+from ppl_tvae.errors import UserError
+from ppl_tvae.inference.numpyro import posterior as numpyro_posterior
+from ppl_tvae.inference.pyro import posterior as pyro_posterior
+from ppl_tvae.program import Program
+from tests.conftest import STANDARD_ERRORS
+from tests.small import FRAME, random_parameters, small_experiment
+
+BACKENDS = ("numpyro", "pyro")
+HOSTS = {"numpyro": (numpyro, numpyro_dist, jnp), "pyro": (pyro, pyro_dist, torch)}
+
+
+def simulated(backend, program, frames, parameters=None):
+    """A draw from the model, as arrays."""
+    if backend == "numpyro":
+        values = jax.tree.map(jnp.asarray, parameters or {})
+        drawn = numpyro_posterior.prior_draw(program)(values, jax.random.key(0), jnp.asarray(frames, jnp.float32))
+    else:
+        torch.manual_seed(0)
+        values = {name: torch.tensor(value, dtype=torch.float32) for name, value in (parameters or {}).items()}
+        drawn = pyro_posterior.prior_draw(program)(values, torch.tensor(frames, dtype=torch.float32))
+    return drawn._replace(
+        sites={name: np.asarray(value) for name, value in drawn.sites.items()}, frames=np.asarray(drawn.frames)
+    )
+
+
+def looking_at(backend, neighbours):
+    """z ~ Normal(0, 1); x_t ~ Normal(z + half of the sum of its neighbours, 1), neighbours(frames) of their shape."""
+    host, dist, xp = HOSTS[backend]
+
+    def model(frames):
+        with host.plate("sequences", frames.shape[0]):
+            z = host.sample("z", dist.Normal(0.0, 1.0).expand((1, 1, 1, 1)).to_event(4))
+            host.sample("x", dist.Normal(z + 0.5 * neighbours(xp, frames), 1.0).to_event(4), obs=frames)
+
+    return Program(model, model)
+
+
+def before(xp, frames):
+    return xp.concatenate([xp.zeros_like(frames[:, :1]), frames[:, :-1]], 1)
+
+
+def around(xp, frames):
+    return before(xp, frames) + xp.concatenate([frames[:, 1:], xp.zeros_like(frames[:, :1])], 1)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_simulated_frames_are_numbers_as_in_training(backend):
+    experiment = small_experiment("tvae", "bernoulli")
+    program, parameters = assemble(experiment, backend), random_parameters(experiment, np.random.default_rng(0))
+    drawn = simulated(backend, program, np.zeros((2, experiment.num_timesteps, *FRAME)), parameters)
+    assert drawn.frames.dtype == np.float32  # Bernoulli distributions of NumPyro draw integers
+    assert set(np.unique(drawn.frames)) == {0.0, 1.0}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_model_that_looks_back_is_simulated_in_time(backend):
+    """x_t = z + x_(t-1) / 2 + noise: frames are a linear map of z and the noise, which gives their covariance."""
+    given = 100 * np.random.default_rng(1).random((20_000, 3, 1, 1, 1))  # what is given must not matter
+    drawn = simulated(backend, looking_at(backend, before), given)
+    z, x = drawn.sites["z"].reshape(-1, 1), drawn.frames.reshape(-1, 3)
+    noise = x - z - 0.5 * np.concatenate([np.zeros_like(z), x[:, :-1]], axis=1)
+    found = np.cov(np.concatenate([z, noise], axis=1).T)
+    np.testing.assert_allclose(found, np.eye(4), atol=STANDARD_ERRORS * np.sqrt(2 / len(x)))
+    np.testing.assert_allclose(np.mean(noise, axis=0), 0, atol=STANDARD_ERRORS / np.sqrt(len(x)))
+    expected = -0.5 * (noise**2 + np.log(2 * np.pi)).sum(axis=1)
+    np.testing.assert_allclose(np.asarray(drawn.log_likelihood), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_looks_both_ways_is_not_simulated(backend):
+    with pytest.raises(UserError, match="still change when drawn beside themselves for 4 rounds"):
+        simulated(backend, looking_at(backend, around), np.zeros((5, 3, 1, 1, 1)))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("masked_by", ["distribution", "handler"])
+def test_what_a_mask_leaves_out_stays_as_it_was(backend, masked_by):
+    """By a distribution: the second channel says which pixels of the first are known. By a handler: every other row."""
+    host, dist, xp = HOSTS[backend]
+    handler = numpyro.handlers.mask if backend == "numpyro" else pyro.poutine.mask
+
+    def model(frames):
+        known = xp.stack([frames[..., 1] > 0, xp.zeros_like(frames[..., 1]) > 0], -1)
+        with host.plate("sequences", frames.shape[0]):
+            z = host.sample("z", dist.Normal(0.0, 1.0).expand((1, 1, 1, 1)).to_event(4))
+            pixels = dist.Normal(z + xp.zeros_like(frames), 1.0)
+            if masked_by == "distribution":
+                host.sample("x", pixels.mask(known).to_event(4), obs=frames)
+            else:
+                with handler(mask=xp.arange(len(frames)) % 2 > 0):
+                    host.sample("x", pixels.to_event(4), obs=frames)
+
+    rng = np.random.default_rng(2)
+    given = rng.random((50, 3, 2, 2, 2)).astype(np.float32)
+    given[..., 1] = rng.random((50, 3, 2, 2)) < 0.5
+    if masked_by == "distribution":
+        kept = np.stack([given[..., 1] == 0, np.ones_like(given[..., 1], bool)], axis=-1)
+    else:
+        kept = np.broadcast_to((np.arange(len(given)) % 2 == 0).reshape(-1, 1, 1, 1, 1), given.shape)
+    drawn = simulated(backend, Program(model, model), given)
+    np.testing.assert_array_equal(drawn.frames == given, kept)
