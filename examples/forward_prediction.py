@@ -21,7 +21,8 @@ import numpy as np
 
 import ppl_tvae
 from ppl_tvae.data import Plan, SequenceData, Source, render
-from ppl_tvae.diagnostics.contact_sheet import contact_sheet
+from ppl_tvae.figures.contact_sheet import contact_sheet
+from ppl_tvae.files import write
 from ppl_tvae.trained import evaluator
 from ppl_tvae.training import data_of
 
@@ -76,7 +77,7 @@ def report(run: ppl_tvae.Run, given: int, num_sequences: int, out: Path) -> str:
     moves = [data.transforms[index] for index in plan.transform[:NUM_SHOWN]]
     rows = [text for move in moves for text in (f"truth, {move}", "prediction")]
     shown = np.stack([frames, predicted[ROLLED]], axis=1)[:NUM_SHOWN].reshape(-1, *frames.shape[1:])
-    contact_sheet(shown, rows, out, f"E[x | t], with t inferred before s = {given} and rolled from there on")
+    write(out, contact_sheet(shown, rows, f"E[x | t], with t inferred before s = {given} and rolled from there on"))
     errors = {name: squared_error(frames, each, given) for name, each in predicted.items()}
     lines = [f"squared error per pixel, s = {given} to {data.num_timesteps - 1}, {len(frames)} test sequences"]
     for name, values in errors.items():

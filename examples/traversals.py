@@ -18,8 +18,9 @@ import numpy as np
 
 import ppl_tvae
 from ppl_tvae.diagnostics import equivariance
-from ppl_tvae.diagnostics.animation import animation
-from ppl_tvae.diagnostics.contact_sheet import contact_sheet
+from ppl_tvae.figures.animation import animation
+from ppl_tvae.figures.contact_sheet import contact_sheet
+from ppl_tvae.files import write
 from ppl_tvae.trained import evaluator
 from ppl_tvae.training import data_of
 
@@ -50,8 +51,8 @@ def draw(run: ppl_tvae.Run, frame: int, capsules: Sequence[int], num_sequences: 
     sheet, moving = (run.figure(f"traversals_from_{frame}{ending}") for ending in (".png", ".gif"))
     labels = [f"{move}, {row}" for move in moves for row in rows]
     title = f"E[x | the code of frame s = {frame}, rolled one position per frame]"
-    contact_sheet(shown.swapaxes(0, 1).reshape(-1, *shown.shape[2:]), labels, sheet, title)
-    animation(shown, list(rows), moves, moving)
+    write(sheet, contact_sheet(shown.swapaxes(0, 1).reshape(-1, *shown.shape[2:]), labels, title))
+    write(moving, animation(shown, list(rows), moves))
     return [sheet, moving]
 
 

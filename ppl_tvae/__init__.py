@@ -22,9 +22,6 @@ if TYPE_CHECKING:
     from ppl_tvae.inference.mcmc import MCMC as MCMC
     from ppl_tvae.inference.temperatures import Annealing as Annealing
     from ppl_tvae.inference.unamortised import Unamortised as Unamortised
-    from ppl_tvae.pictures import reconstruction_sheet as reconstruction_sheet
-    from ppl_tvae.pictures import traversal_animation as traversal_animation
-    from ppl_tvae.pictures import traversal_sheet as traversal_sheet
     from ppl_tvae.program import Program as Program
     from ppl_tvae.report import write_report as write_report
     from ppl_tvae.reproduction import reproduce as reproduce
@@ -42,9 +39,6 @@ _HOMES = {
     "UserError": "errors",
     "evaluate": "evaluation",
     "draw_figures": "figures",
-    "reconstruction_sheet": "pictures",
-    "traversal_animation": "pictures",
-    "traversal_sheet": "pictures",
     "compare": "comparison",
     "Annealing": "inference.temperatures",
     "MCMC": "inference.mcmc",

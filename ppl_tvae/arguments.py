@@ -6,9 +6,9 @@ from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any
 
+from ppl_tvae import catalogue
 from ppl_tvae.config import Experiment, setting_type
 from ppl_tvae.experiments import EXPERIMENTS
-from ppl_tvae.models import catalogue
 
 EXIT_BAD_INPUT = 2
 

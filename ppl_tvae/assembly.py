@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import sys
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import numpy as np
 
 from ppl_tvae.config import Experiment
 from ppl_tvae.errors import UserError
-from ppl_tvae.models import lattice
+from ppl_tvae.models import lattice as lattices
+from ppl_tvae.models.latent import Latent
+from ppl_tvae.models.lattice import Lattice
 from ppl_tvae.program import Program
 
 
@@ -24,23 +27,45 @@ def assemble(experiment: Experiment, backend: str) -> Program:
         with random.fork_rng():  # modules that are made when the file runs draw their weights then
             random.manual_seed(experiment.seed)
             return load_program(experiment.program_file)
-    S, C, D = experiment.num_timesteps, experiment.num_capsules, experiment.capsule_dim
-    assert None not in (S, C, D, experiment.hidden), "a resolved experiment"
-    return import_module(f"ppl_tvae.models.{backend}").build(
-        lattice_of(experiment),
-        (S, C, D),
-        hidden=experiment.hidden,
-        guide=experiment.guide,
-        priors=experiment.priors,
-        likelihood=experiment.likelihood,
+    return _named(experiment, backend)
+
+
+def _named(experiment: Experiment, backend: str) -> Program:
+    """A named model with the priors, guide and likelihood that the experiment names."""
+    parts = ("guides", "likelihoods", "priors", "tvae", "vae")
+    guides, likelihoods, priors, tvae, vae = (import_module(f"ppl_tvae.models.{backend}.{part}") for part in parts)
+    S, C, D, hidden = experiment.num_timesteps, experiment.num_capsules, experiment.capsule_dim, experiment.hidden
+    assert S
+    assert C
+    assert D
+    assert hidden is not None
+    lattice = lattice_of(experiment)
+    latents = [Latent("z", (S, C, D), hidden, lattice.time_offsets if lattice else (0,))]
+    latents += [latents[0]._replace(name="u")] if lattice else []
+    prior, posterior = {}, {}
+    for latent in latents:
+        name = experiment.priors[latent.name]
+        guide = guides.power_spherical if name == "hyperspherical" else guides.GUIDES[experiment.guide]
+        prior[latent.name] = partial(priors.PRIORS[name], latent)
+        posterior[latent.name] = partial(guide, latent)
+    mirrored, pixels = hidden[::-1], likelihoods.LIKELIHOODS[experiment.likelihood]
+    if lattice is None:
+        return Program(vae.vae(prior["z"], mirrored, pixels), guides.guide_of(posterior))
+    model = tvae.tvae(
+        lattice,
+        prior["z"],
+        prior["u"],
+        mirrored,
+        pixels,
         mu=experiment.mu,
         mu_shape={"model": (), "capsule": (C, 1), "cell": (C, D)}[experiment.mu_per],
         epsilon=experiment.epsilon,
         learn_lattice=experiment.lattice_weights == "learned",
     )
+    return Program(model, guides.guide_of(posterior))
 
 
-def lattice_of(experiment: Experiment) -> lattice.Lattice | None:
+def lattice_of(experiment: Experiment) -> Lattice | None:
     """W of a resolved experiment; None for the plain VAE. Raises UserError."""
     S, D = experiment.num_timesteps, experiment.capsule_dim
     window, width = experiment.temporal_window, experiment.spatial_width
@@ -49,18 +74,18 @@ def lattice_of(experiment: Experiment) -> lattice.Lattice | None:
     if experiment.model == "vae":
         return None
     if experiment.lattice:
-        return lattice.from_matrix(_read_matrix(Path(experiment.lattice)), S, D)
+        return lattices.from_matrix(_read_matrix(Path(experiment.lattice)), S, D)
     assert width
     if experiment.model == "torus":
         side = round(D**0.5)
         if side * side != D:
             raise UserError(f"expected a square number for capsule_dim with model 'torus', found {D}")
-        return lattice.torus(side, side, width)
+        return lattices.torus(side, side, width)
     if experiment.model == "static":
-        return lattice.static(S, D, width)
+        return lattices.static(S, D, width)
     assert window
     if experiment.model == "bubble":
-        return lattice.stationary(S, D, window, width)
+        return lattices.stationary(S, D, window, width)
     if width > D or width % 2 == 0:
         raise UserError(
             f"expected an odd spatial_width of at most the {D} positions of a capsule with model 'tvae', whose band "
@@ -71,7 +96,7 @@ def lattice_of(experiment: Experiment) -> lattice.Lattice | None:
             f"expected a temporal_window of at least 2 with spatial_width {width} and model 'tvae', whose band ends "
             f"with its window, found 1; name model 'static' for neighbours in space alone, or spatial_width 1"
         )
-    return lattice.shifting(S, D, window, band=width // 2)
+    return lattices.shifting(S, D, window, band=width // 2)
 
 
 def load_program(path: Path) -> Program:

@@ -9,10 +9,10 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ppl_tvae import catalogue
 from ppl_tvae.arguments import EXIT_BAD_INPUT, command_parser
 from ppl_tvae.config import Experiment, read_settings, read_toml
-from ppl_tvae.errors import UserError
-from ppl_tvae.models import catalogue
+from ppl_tvae.errors import Diverged, Interrupted, UserError
 
 if TYPE_CHECKING:
     from ppl_tvae.runs import Run
@@ -31,11 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         return _told(error, EXIT_BAD_INPUT)
-    except RuntimeError as error:
-        code = {"Diverged": EXIT_DIVERGED, "Interrupted": EXIT_INTERRUPTED}.get(type(error).__name__)
-        if code is None:
-            raise
-        return _told(error, code)
+    except Diverged as error:
+        return _told(error, EXIT_DIVERGED)
+    except Interrupted as error:
+        return _told(error, EXIT_INTERRUPTED)
     except OSError as error:
         found = f"'{error.filename}': {error.strerror}" if error.filename else str(error)
         return _told(f"expected to be able to read and write what the command needs, found {found}", EXIT_BAD_INPUT)
@@ -395,7 +394,7 @@ def _data(options: argparse.Namespace) -> None:
         paths = data.fetch(options.name, options.data_dir)
         _show(options, {"files": [str(path) for path in paths]}, "\n".join(str(path) for path in paths))
         return
-    from ppl_tvae.pictures import data_sheet
+    from ppl_tvae.figures.sequences import data_sheet
 
     path = data_sheet(options.name, options.data_dir, options.transforms, options.sequences, options.out)
     _show(options, {"sheet": str(path)}, str(path))

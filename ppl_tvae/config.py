@@ -13,8 +13,8 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ppl_tvae import catalogue
 from ppl_tvae.errors import UserError, unknown_name
-from ppl_tvae.models import catalogue
 
 # Sets whose default sizes are the paper's for dSprites, and what moves in them; `data.sprites` makes them.
 SPRITES = ("dsprites", "sprites", "sprites-cyclic")

@@ -14,13 +14,14 @@ from ppl_tvae.diagnostics.datatree import datatree, with_chains, with_groups
 from ppl_tvae.diagnostics.predictive import predictive_checks, prior_ranks
 from ppl_tvae.diagnostics.sensitivity import power_scaling
 from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.files import replacing
 from ppl_tvae.guide_fit import against_mcmc, amortisation_gap, chains_of, check_chains, check_gap
 from ppl_tvae.inference import reliability
 from ppl_tvae.inference.description import ABOUT
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC
 from ppl_tvae.inference.unamortised import Unamortised
-from ppl_tvae.runs import Run, run_at, writing_to
+from ppl_tvae.runs import Run, run_at
 from ppl_tvae.trained import SEQUENCES_PER_BATCH, evaluator
 from ppl_tvae.training import data_of
 
@@ -100,12 +101,10 @@ def _tree(
 def save_datatree(run: Run, tree: "xr.DataTree") -> Path:
     """Write the tree to the run's posterior.nc (NetCDF 4, compressed). Raises UserError where that cannot be."""
     path = run.path / "posterior.nc"
-    beside = path.with_name("posterior.nc.part")
     groups = {group.path: group.to_dataset().data_vars for group in tree.subtree}
     encoding = {group: {name: {"zlib": True, "complevel": 1} for name in names} for group, names in groups.items()}
-    with writing_to(path):
+    with replacing(path) as beside:
         tree.to_netcdf(beside, engine="h5netcdf", encoding=encoding)
-        beside.replace(path)
     return path
 
 

@@ -1,4 +1,6 @@
-"""The one exception for a user's mistake: a sentence that says what was expected, what was found, what to do."""
+"""What is raised: a user's mistake, as a sentence that says what was expected, what was found, what to do; and a
+training that ends before its last step.
+"""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,6 +8,14 @@ from difflib import get_close_matches
 
 class UserError(ValueError):
     """Bad input from a user. The command line prints its sentence and exits with code 2; the API raises it."""
+
+
+class Diverged(RuntimeError):
+    """The loss was not finite. The run directory holds the last good state and the best parameters."""
+
+
+class Interrupted(RuntimeError):
+    """Ctrl-C. What was done before is in the run directory: the state of the last step, or the records of sequences."""
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:

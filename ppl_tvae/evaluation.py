@@ -9,14 +9,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from ppl_tvae import catalogue
 from ppl_tvae.config import check_seed
 from ppl_tvae.data import SPLITS, Plan, SequenceData, parts
-from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.errors import Interrupted, UserError, unknown_name
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.temperatures import Annealing, check_annealing
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
-from ppl_tvae.loop import Interrupted
-from ppl_tvae.models import catalogue
 from ppl_tvae.runs import Run, run_at
 from ppl_tvae.trained import SEQUENCES_PER_BATCH, evaluator
 from ppl_tvae.training import data_of
@@ -86,7 +85,7 @@ def evaluate(
     sequences, where that is something else than in training. docs/likelihoods.md defines each estimator.
     Each record goes to evaluation.json as soon as it is there, with every setting needed to repeat it and the value of
     each sequence, for paired comparisons. After Ctrl-C so does that of the estimator at hand, over the sequences that
-    are done. Raises UserError, or Interrupted of `loop`.
+    are done. Raises UserError or Interrupted.
     """
     run = run_at(run)
     names = (estimators,) if isinstance(estimators, str) else estimators

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from ppl_tvae import catalogue
 from ppl_tvae.data import SequenceData, parts
 from ppl_tvae.diagnostics.convergence import (
     BELIEVABLE,
@@ -18,7 +19,6 @@ from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.inference import bounds
 from ppl_tvae.inference.mcmc import MCMC, Chains, check_mcmc
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
-from ppl_tvae.models import catalogue
 from ppl_tvae.trained import SEQUENCES_PER_BATCH
 
 if TYPE_CHECKING:

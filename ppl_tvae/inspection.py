@@ -9,8 +9,8 @@ from typing import Any
 from ppl_tvae.assembly import assemble
 from ppl_tvae.config import Experiment
 from ppl_tvae.errors import UserError
+from ppl_tvae.files import write
 from ppl_tvae.program import Program
-from ppl_tvae.runs import writing_to
 from ppl_tvae.training import data_of, naming_the_program, renderer, resolved_for
 
 
@@ -38,21 +38,20 @@ def draw_graph(experiment: Experiment, path: Path) -> None:
         ) from None
     with _on_two_sequences(experiment) as (checks, program, frames):
         graph = checks.graph(program, frames)
-    with writing_to(path):
-        if path.suffix in (".dot", ".gv"):
-            path.write_text(graph.source, encoding="utf-8")
-            return
-        try:
-            picture = graph.pipe(format=path.suffix[1:])
-        except graphviz.ExecutableNotFound:
-            raise UserError(
-                f"expected Graphviz's program 'dot' for a picture such as '{path}', found none; install Graphviz, or "
-                f"name a file that ends in .dot, which needs none"
-            ) from None
-        except (ValueError, graphviz.CalledProcessError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UserError(f"expected the name of a picture or a .dot file, found '{path}': {reason}") from None
-        path.write_bytes(picture)
+    if path.suffix in (".dot", ".gv"):
+        write(path, graph.source.encode())
+        return
+    try:
+        picture = graph.pipe(format=path.suffix[1:])
+    except graphviz.ExecutableNotFound:
+        raise UserError(
+            f"expected Graphviz's program 'dot' for a picture such as '{path}', found none; install Graphviz, or "
+            f"name a file that ends in .dot, which needs none"
+        ) from None
+    except (ValueError, graphviz.CalledProcessError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise UserError(f"expected the name of a picture or a .dot file, found '{path}': {reason}") from None
+    write(path, picture)
 
 
 @contextmanager

@@ -13,19 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from ppl_tvae.data import Plan, SequenceData
+from ppl_tvae.errors import Diverged, Interrupted
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.runs import Checkpoint, Run
 
 # Steps run uninterrupted for about this long, then progress is shown and Ctrl-C is heard.
 _SECONDS_PER_CHUNK = 2.0
-
-
-class Diverged(RuntimeError):
-    """The loss was not finite. The run directory holds the last good state and the best parameters."""
-
-
-class Interrupted(RuntimeError):
-    """Ctrl-C. The run directory holds the state of the last step that was done."""
 
 
 class Loop:

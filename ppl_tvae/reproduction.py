@@ -19,7 +19,8 @@ from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.evaluation import evaluate
 from ppl_tvae.experiments import Column, Reproduction, experiment_of_the_paper
 from ppl_tvae.figures import FIGURES, draw_figures
-from ppl_tvae.runs import Run, estimate_name, open_run, writing_to
+from ppl_tvae.files import write
+from ppl_tvae.runs import Run, estimate_name, open_run
 from ppl_tvae.seeds import run_of, train_seeds
 from ppl_tvae.tables import aligned
 from ppl_tvae.training import CHANGEABLE, data_of, resume, train
@@ -93,9 +94,8 @@ def reproduce(
 
 
 def _save(reproduced: Reproduced, folder: Path) -> None:
-    with writing_to(folder):
-        (folder / "table.md").write_text(as_text(reproduced, markdown=True) + "\n", encoding="utf-8")
-        (folder / "table.json").write_text(json.dumps(as_json(reproduced), indent=1) + "\n", encoding="utf-8")
+    write(folder / "table.md", (as_text(reproduced, markdown=True) + "\n").encode())
+    write(folder / "table.json", (json.dumps(as_json(reproduced), indent=1) + "\n").encode())
 
 
 def _with_rows(experiment: Reproduction, chosen: Sequence[str] | None) -> Reproduction:

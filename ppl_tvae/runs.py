@@ -15,14 +15,12 @@ is no pickle anywhere: opening a stranger's run executes nothing (a program.py i
 """
 
 import csv
-import hashlib
 import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +33,7 @@ from safetensors.numpy import save as save_tensors
 
 from ppl_tvae.config import Experiment, read_toml
 from ppl_tvae.errors import UserError
-
-try:
-    import fcntl
-except ModuleNotFoundError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]  # a module or nothing
+from ppl_tvae.files import alone_in, digest, read, write, writing_to
 
 Arrays = dict[str, np.ndarray]
 # What an estimate found, as opposed to what was asked: two records that differ only in these are the same question.
@@ -72,8 +66,7 @@ class Run:
 
     def save_parameters(self, parameters: Mapping[str, np.ndarray]) -> None:
         """Write the best parameters so far."""
-        with writing_to(self.path):
-            _write(self.path / "parameters.safetensors", save_tensors(_contiguous(parameters)))
+        write(self.path / "parameters.safetensors", save_tensors(_contiguous(parameters)))
 
     def parameters(self) -> Arrays:
         """The best parameters so far, by flat name. Raises UserError if there are none or the file is damaged."""
@@ -90,10 +83,10 @@ class Run:
         """Write a state; it and the one before it stay, all others go."""
         metadata = {"progress": json.dumps({"step": checkpoint.step, **checkpoint.progress})}
         content = save_tensors(_contiguous(checkpoint.arrays), metadata=metadata)
-        place = self.path / "state" / f"{checkpoint.step:09d}-{_digest(content)}.safetensors"
+        place = self.path / "state" / f"{checkpoint.step:09d}-{digest(content)}.safetensors"
         with writing_to(self.path):
             place.parent.mkdir(exist_ok=True)
-            _write(place, content)
+            write(place, content)
             # Later ones are damaged, or the run would have gone on from them.
             before = [path for path in self._checkpoint_files() if path.name[:9] < place.name[:9]]
             for path in set(place.parent.glob("*.safetensors*")) - {place, *before[:1]}:
@@ -138,15 +131,14 @@ class Run:
         writer = csv.DictWriter(content, METRICS)
         writer.writeheader()
         writer.writerows(kept)
-        with writing_to(self.path):
-            _write(self.path / "metrics.csv", content.getvalue().encode())
+        write(self.path / "metrics.csv", content.getvalue().encode())
 
     def add_evaluation(self, record: Mapping[str, Any]) -> None:
         """Append a record to evaluation.json; one with the same settings is replaced, whatever its parameters."""
-        with writing_to(self.path), _alone_in(self.path):
+        with alone_in(self.path):
             kept = [old for old in self.evaluations() if _question(old) != _question(record)]
             lines = ",\n".join(json.dumps(each) for each in [*kept, dict(record)])
-            _write(self.path / "evaluation.json", f"[\n{lines}\n]\n".encode())
+            write(self.path / "evaluation.json", f"[\n{lines}\n]\n".encode())
 
     def evaluations(self) -> list[dict[str, Any]]:
         """The records of evaluation.json. Raises UserError if the file is damaged."""
@@ -164,7 +156,7 @@ class Run:
 
     def parameters_digest(self) -> str:
         """What tells the run's parameters from others: a digest of their file."""
-        return _digest(self._parameters_file())
+        return digest(self._parameters_file())
 
     def save_diagnosis(self, found: Mapping[str, Any], parameters: str | None = None) -> None:
         """Write diagnosis.json, in place of what an earlier diagnosis found.
@@ -172,8 +164,7 @@ class Run:
         parameters: the digest of those it is of; None for the present ones.
         """
         content = dict(found) | {"parameters": parameters or self.parameters_digest()}
-        with writing_to(self.path):
-            _write(self.path / "diagnosis.json", (json.dumps(content, indent=1) + "\n").encode())
+        write(self.path / "diagnosis.json", (json.dumps(content, indent=1) + "\n").encode())
 
     def diagnosis(self) -> dict[str, Any]:
         """The content of diagnosis.json, empty if there is none. Raises UserError if the file is damaged."""
@@ -202,18 +193,17 @@ class Run:
         settings = self.experiment.to_mapping()
         for setting in self.experiment.own_files:
             settings[setting] = OWN_COPIES.get(setting, os.path.abspath(os.path.expanduser(settings[setting])))
-        with writing_to(self.path):
-            _write(self.path / "config.toml", tomli_w.dumps(settings).encode())
+        write(self.path / "config.toml", tomli_w.dumps(settings).encode())
 
     def _json(self, name: str, nothing: bytes) -> Any:
         path = self.path / name
         try:
-            return json.loads(_read(path) or nothing)
+            return json.loads(read(path) or nothing)
         except ValueError as error:
             raise UserError(f"expected JSON in '{path}', found a mistake: {error}; mend or remove the file") from None
 
     def _parameters_file(self) -> bytes:
-        content = _read(self.path / "parameters.safetensors")
+        content = read(self.path / "parameters.safetensors")
         if content is None:
             raise UserError(f"expected trained parameters in '{self.path}', found none; train the run first")
         return content
@@ -225,7 +215,7 @@ class Run:
     def _whole_rows(self) -> list[dict[str, str]]:
         """The rows of metrics.csv as text; a last line without its end was torn. Raises UserError for other damage."""
         path = self.path / "metrics.csv"
-        whole = (_read(path) or b"").decode(errors="replace").rpartition("\n")[0]
+        whole = (read(path) or b"").decode(errors="replace").rpartition("\n")[0]
         rows = list(csv.DictReader(whole.splitlines()))
         for number, row in enumerate(rows, start=2):
             if not _is_measured(row):
@@ -258,7 +248,7 @@ def create_run(path: Path, experiment: Experiment) -> Run:
 def open_run(path: Path | str) -> Run:
     """An existing run directory. Raises UserError if it is not one."""
     path = Path(path)
-    if _read(path / "config.toml") is None:
+    if read(path / "config.toml") is None:
         raise UserError(f"expected a run directory with a config.toml, found none at '{path}'; check the path")
     return Run(path, read_toml(path / "config.toml").resolved())
 
@@ -278,32 +268,10 @@ def _with_own_files(experiment: Experiment, path: Path) -> Experiment:
     return replace(experiment, **copies)
 
 
-@contextmanager
-def writing_to(path: Path) -> Iterator[None]:
-    """A full disk or a missing permission, as a sentence."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"expected to be able to write to '{path}', found: {error.strerror or error}; what was written before is "
-            f"kept: make room, permit it, or choose another place"
-        ) from error
-
-
-def _read(path: Path) -> bytes | None:
-    """A file's content, None if there is no such file. Raises UserError if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise UserError(f"expected to be able to read '{path}', found: {error.strerror}; permit it") from None
-
-
 def _read_checkpoint(path: Path) -> Checkpoint | None:
     """The state in a file, None if it is damaged."""
-    content = _read(path) or b""
-    if path.stem.split("-")[1] != _digest(content):
+    content = read(path) or b""
+    if path.stem.split("-")[1] != digest(content):
         return None
     progress = json.loads(_metadata(content)["progress"])
     return Checkpoint(progress.pop("step"), load_tensors(content), progress)
@@ -318,33 +286,6 @@ def _is_measured(row: Mapping[Any, Any]) -> bool:
         return False
 
 
-@contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """Other processes that ask for the same wait until the context ends; where the system has no locks, they do not."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        if fcntl is not None:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replace a file's content in one step that survives a crash at any moment."""
-    beside = path.with_name(path.name + ".part")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
-
-
 def estimate_name(record: Mapping[str, Any]) -> str:
     """elbo, iwae-100, elbo-auto-normal: the estimator of a record, with its K where it has one, and a fitted guide."""
     counted = record["estimator"] in ("iwae", "released-is", "log-evidence")
@@ -355,10 +296,6 @@ def estimate_name(record: Mapping[str, Any]) -> str:
 def _question(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a record of evaluation.json answers, as it reads in the file."""
     return json.loads(json.dumps({name: value for name, value in record.items() if name not in _RESULTS}))
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _metadata(content: bytes) -> dict[str, str]:

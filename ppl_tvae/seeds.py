@@ -8,8 +8,8 @@ from typing import Any
 
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import SequenceData
-from ppl_tvae.errors import UserError
-from ppl_tvae.loop import Diverged, Loop, run_together
+from ppl_tvae.errors import Diverged, UserError
+from ppl_tvae.loop import Loop, run_together
 from ppl_tvae.models.initial import shared_draws
 from ppl_tvae.runs import Run, check_new, create_run
 from ppl_tvae.training import (

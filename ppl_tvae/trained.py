@@ -5,10 +5,10 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from ppl_tvae import catalogue
 from ppl_tvae.assembly import assemble
 from ppl_tvae.data import SequenceData
 from ppl_tvae.errors import UserError, unknown_name
-from ppl_tvae.models import catalogue
 from ppl_tvae.runs import Run
 from ppl_tvae.training import renderer
 

@@ -22,10 +22,10 @@ from array_api_compat import array_namespace
 from ppl_tvae.assembly import assemble
 from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.data import Plan, SequenceData, open_data, render
-from ppl_tvae.errors import UserError
+from ppl_tvae.errors import Diverged, UserError
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization
-from ppl_tvae.loop import Diverged, Loop
+from ppl_tvae.loop import Loop
 from ppl_tvae.models.initial import shared_draws
 from ppl_tvae.runs import Checkpoint, Run, check_new, create_run, open_run
 
@@ -34,7 +34,7 @@ CHANGEABLE = ("steps", "device", "devices", "data_dir")
 
 
 def train(experiment: Experiment, out: Path | str, *, quiet: bool = False) -> Run:
-    """Train an experiment into a new run directory. Raises UserError, or Diverged or Interrupted of `loop`.
+    """Train an experiment into a new run directory. Raises UserError, Diverged or Interrupted.
 
     Nothing is written before the program has run once on held-out sequences, so that a mistake leaves nothing behind.
     """

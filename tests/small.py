@@ -5,9 +5,9 @@ import pyro
 import torch
 
 from ppl_tvae.assembly import assemble
+from ppl_tvae.catalogue import GUIDES, LIKELIHOODS, MODELS, PRIORS
 from ppl_tvae.config import Experiment
 from ppl_tvae.inference.pyro.tracing import program_traces
-from ppl_tvae.models.catalogue import GUIDES, LIKELIHOODS, MODELS, PRIORS
 
 FRAME = (4, 5, 3)
 POSITIVE = (".scale", ".degrees_of_freedom", "lattice.weight")

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppl_tvae import runs
+from ppl_tvae import files
 from ppl_tvae.cli import main
 from ppl_tvae.runs import open_run
 from tests.small_runs import BACKENDS, files_in, outcome, small_arguments
@@ -264,7 +264,7 @@ def test_a_run_that_filled_the_disk_goes_on_when_there_is_room(trained, tmp_path
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(file)
 
-    monkeypatch.setattr(runs.os, "fsync", filling_fsync)
+    monkeypatch.setattr(files.os, "fsync", filling_fsync)
     told = fails(small_arguments(tmp_path, "pyro", tmp_path / "run"), capsys)
     assert "found: No space left on device" in told
     monkeypatch.undo()

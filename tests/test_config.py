@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import tomli_w
 
-from ppl_tvae import config
+from ppl_tvae import catalogue, config
 from ppl_tvae.assembly import lattice_of
 from ppl_tvae.config import Experiment, experiment_from, read_toml
 from ppl_tvae.data.sprites import MOVING, SPRITES
 from ppl_tvae.errors import UserError
-from ppl_tvae.models import catalogue
 
 
 def toml(folder: Path, text: str | bytes) -> Path:

@@ -17,7 +17,7 @@ import torch
 
 import ppl_tvae
 from ppl_tvae import arguments as command_line
-from ppl_tvae import cli, data
+from ppl_tvae import catalogue, cli, data
 from ppl_tvae.assembly import assemble, lattice_of, load_program
 from ppl_tvae.config import Experiment
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
@@ -25,7 +25,6 @@ from ppl_tvae.inference.numpyro.importance import log_weights_at as numpyro_log_
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.pyro.importance import log_weights_at as pyro_log_weights_at
 from ppl_tvae.inference.pyro.tracing import program_traces
-from ppl_tvae.models import catalogue
 from ppl_tvae.models.numpyro import likelihoods as numpyro_likelihoods
 from ppl_tvae.models.numpyro import networks as numpyro_networks
 from ppl_tvae.models.pyro import likelihoods as pyro_likelihoods

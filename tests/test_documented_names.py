@@ -13,11 +13,11 @@ import pytest
 import torch
 from numpyro.handlers import seed, trace
 
+from ppl_tvae import catalogue
 from ppl_tvae.assembly import assemble, lattice_of
 from ppl_tvae.config import Experiment
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
 from ppl_tvae.inference.pyro.device import on_device as on_torch
-from ppl_tvae.models import catalogue
 from ppl_tvae.models.lattice import shifting
 from tests.documents import README, ROOT, section, table, tree
 from tests.small import EVERY_PROGRAM, FRAME, small_experiment

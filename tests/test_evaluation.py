@@ -11,10 +11,10 @@ import pytest
 import ppl_tvae
 from ppl_tvae import cli, comparison
 from ppl_tvae.diagnosis import equivariance_metrics
+from ppl_tvae.errors import Interrupted
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.numpyro.evaluator import Evaluator
 from ppl_tvae.inference.temperatures import Annealing
-from ppl_tvae.loop import Interrupted
 from ppl_tvae.report import _warnings
 from ppl_tvae.runs import open_run
 from ppl_tvae.trained import evaluator

@@ -1,5 +1,6 @@
 """The figures of a run: which programs have which, and that they show what their captions say."""
 
+import io
 import json
 from dataclasses import replace
 from itertools import pairwise
@@ -8,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppl_tvae import cli, topography, train
+from ppl_tvae import cli, train
 from ppl_tvae.data import Plan
 from ppl_tvae.diagnosis import diagnose
-from ppl_tvae.diagnostics.animation import animation
-from ppl_tvae.diagnostics.charts import khat_chart, predictive_chart
 from ppl_tvae.errors import UserError
-from ppl_tvae.figures import FIGURES, diagnosis_charts, draw_figures
+from ppl_tvae.figures import FIGURES, diagnosis_charts, draw_figures, lattice
+from ppl_tvae.figures.animation import animation
+from ppl_tvae.figures.charts import khat_chart, predictive_chart
 from ppl_tvae.report import write_report
 from ppl_tvae.training import data_of
 from tests.small_runs import small_training
@@ -100,12 +101,12 @@ def test_the_maps_show_what_the_code_says(torus, monkeypatch, tmp_path):
         def frames(self, part):
             return part.image[:, None]
 
-    monkeypatch.setattr(topography, "image_map", lambda images, *_: shown.update(images=images) or b"")
-    topography.draw_preferred_images(torus, data, Ready())
+    monkeypatch.setattr(lattice, "image_map", lambda images, *_: shown.update(images=images) or b"")
+    lattice.draw_preferred_images(torus, data, Ready())
     assert shown["images"][3] == plan.image[4]
     assert data.labels[shown["images"][7]] == 1
-    monkeypatch.setattr(topography, "selectivity_map", lambda dprime, *_: shown.update(dprime=dprime) or b"")
-    topography.draw_selectivity(torus, data, Ready())
+    monkeypatch.setattr(lattice, "selectivity_map", lambda dprime, *_: shown.update(dprime=dprime) or b"")
+    lattice.draw_selectivity(torus, data, Ready())
     assert shown["dprime"].shape == (len(np.unique(labels)), 25)
     assert shown["dprime"][1, 7] > 5
     assert shown["dprime"][0, 7] < -5
@@ -121,17 +122,15 @@ def test_batches_leave_no_sequence_out(torus):
             return {"image": part.image}
 
     of_long_sequences = replace(data, num_timesteps=18)  # the same images in batches of 8
-    found = topography._latents(of_long_sequences, Ready(), 300, ("image",))
+    found = lattice._latents(of_long_sequences, Ready(), 300, ("image",))
     np.testing.assert_array_equal(found["image"], plan.image)
 
 
-def test_an_animation_shows_every_frame_and_loops(tmp_path):
+def test_an_animation_shows_every_frame_and_loops():
     frames = np.zeros((2, 3, 5, 8, 8, 1))
     for s in range(5):
         frames[:, :, s, :, s] = 1
-    path = tmp_path / "moving.gif"
-    animation(frames, ["above", "below"], ["a", "b", "c"], path)
-    with Image.open(path) as moving:
+    with Image.open(io.BytesIO(animation(frames, ["above", "below"], ["a", "b", "c"]))) as moving:
         assert (moving.n_frames, moving.info["loop"]) == (5, 0)
         pictures = []
         for s in range(5):
@@ -139,7 +138,7 @@ def test_an_animation_shows_every_frame_and_loops(tmp_path):
             pictures.append(np.asarray(moving.convert("L")).astype(int))
     assert all((first != second).any() for first, second in pairwise(pictures))
     with pytest.raises(UserError, match="a label for each row and column"):
-        animation(frames, ["above"], ["a", "b", "c"], path)
+        animation(frames, ["above"], ["a", "b", "c"])
 
 
 def test_charts_of_a_diagnosis_are_saved_with_the_figures(run, capsys):

@@ -47,7 +47,7 @@ POSTERIORS = {"exact": "dist.Delta(mean).to_event(1)", "noisy": "dist.Normal(mea
 SCRIPT = """
 import atexit, os, sys
 from pathlib import Path
-from ppl_tvae.loop import Diverged
+from ppl_tvae.errors import Diverged
 from ppl_tvae.training import follow, is_follower, resume, train
 from tests.small_runs import small_training
 

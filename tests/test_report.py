@@ -9,8 +9,8 @@ import pytest
 
 from ppl_tvae import cli, evaluate, open_run, train
 from ppl_tvae.diagnosis import diagnose
-from ppl_tvae.diagnostics.page import Picture, Section, Table, page, with_error
 from ppl_tvae.report import write_report
+from ppl_tvae.report.page import Picture, Section, Table, page, with_error
 from tests.small_runs import small_training
 
 BROWSER = next(

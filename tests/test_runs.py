@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tomli_w
 
-from ppl_tvae import runs
+from ppl_tvae import files
 from ppl_tvae.config import Experiment, read_toml
 from ppl_tvae.errors import UserError
 from ppl_tvae.runs import Checkpoint, Run, create_run, open_run
@@ -239,7 +239,7 @@ def test_without_space_what_was_written_stays(write, run, monkeypatch):
     run.add_metrics(row(20))
     run.add_evaluation({"estimator": "elbo", "value": 1.0})
     before = files_in(run.path)
-    monkeypatch.setattr(runs.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="found: No space left on device; what was written before is kept"):
         WRITES[write](run)
     assert files_in(run.path) == before

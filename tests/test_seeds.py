@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ppl_tvae import cli, seeds, training
-from ppl_tvae.errors import UserError
-from ppl_tvae.loop import Diverged, Interrupted, Loop
+from ppl_tvae.errors import Diverged, Interrupted, UserError
+from ppl_tvae.loop import Loop
 from ppl_tvae.runs import Run, open_run
 from ppl_tvae.seeds import train_seeds
 from ppl_tvae.training import first_elbo, resume, train

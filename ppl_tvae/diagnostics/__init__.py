@@ -1,1 +1,1 @@
-"""What a person looks at after training."""
+"""What is measured of draws and codes after training: numbers, and verdicts in words."""

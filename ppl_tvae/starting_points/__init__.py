@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
+from ppl_tvae import catalogue
 from ppl_tvae.errors import UserError, unknown_name
-from ppl_tvae.models import catalogue
+from ppl_tvae.files import writing_to
 
 _IMPORT, _SIZES = "from ppl_tvae.models.lattice import shifting\n", "S, C, D = 18, 18, 18"
 _MU, _LATTICE = "MU, EPSILON = 30.0, 1e-6", "LATTICE = shifting(S, D, window=13, band=1)"
@@ -48,12 +49,9 @@ def write_starting_point(model: str, path: Path, backend: str) -> None:
     if path.suffix != ".py":
         raise UserError(f"expected the path of a Python file, ending in .py, found '{path}'; rename it")
     text = starting_point(model, backend, path.as_posix())
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        raise UserError(f"expected a new file, found that '{path}' exists; choose another name") from None
-    except OSError as error:
-        raise UserError(
-            f"expected to be able to write '{path}', found: {error.strerror}; choose another place"
-        ) from None
+    with writing_to(path):
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(text)
+        except FileExistsError:
+            raise UserError(f"expected a new file, found that '{path}' exists; choose another name") from None

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ppl_tvae.assembly import assemble
+from ppl_tvae.catalogue import OBJECTIVES
 from ppl_tvae.config import Experiment
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.numpyro import svi as numpyro_svi
@@ -19,7 +20,6 @@ from ppl_tvae.inference.optimization import Optimization
 from ppl_tvae.inference.pyro import svi as pyro_svi
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.pyro.objectives import OBJECTIVES as PYRO_OBJECTIVES
-from ppl_tvae.models.catalogue import OBJECTIVES
 from tests.small import small_experiment, small_frames
 
 BACKENDS = ("numpyro", "pyro")

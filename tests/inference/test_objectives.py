@@ -16,6 +16,7 @@ import torch
 import torch.utils.checkpoint
 
 from ppl_tvae.assembly import assemble
+from ppl_tvae.catalogue import GUIDES, OBJECTIVES
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.numpyro import tracing as numpyro_tracing
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
@@ -29,7 +30,6 @@ from ppl_tvae.inference.pyro.objectives import OBJECTIVES as PYRO_OBJECTIVES
 from ppl_tvae.inference.pyro.objectives import elbo as pyro_elbo
 from ppl_tvae.inference.pyro.objectives import is_vectorised
 from ppl_tvae.inference.pyro.objectives import renyi_bound as pyro_renyi_bound
-from ppl_tvae.models.catalogue import GUIDES, OBJECTIVES
 from ppl_tvae.program import Program
 from ppl_tvae.training import data_of, trainer_of
 from tests.conftest import STANDARD_ERRORS

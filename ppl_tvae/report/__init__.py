@@ -8,12 +8,13 @@ from typing import Any
 
 from ppl_tvae import comparison
 from ppl_tvae.config import Experiment
-from ppl_tvae.diagnosis_sections import diagnosis_sections, predictive_warnings
-from ppl_tvae.diagnostics.charts import bounds_chart, training_curves
-from ppl_tvae.diagnostics.page import Code, Picture, Section, Table, Warning, page, with_error
 from ppl_tvae.errors import UserError
 from ppl_tvae.figures import FIGURES, draw_figures
-from ppl_tvae.runs import Run, run_at, writing_to
+from ppl_tvae.figures.charts import bounds_chart, training_curves
+from ppl_tvae.files import write
+from ppl_tvae.report.diagnosis import diagnosis_sections, predictive_warnings
+from ppl_tvae.report.page import Code, Picture, Section, Table, Warning, page, with_error
+from ppl_tvae.runs import Run, run_at
 
 
 def write_report(
@@ -43,8 +44,7 @@ def write_report(
     for run in opened:
         sections += [*diagnosis_sections(run), _pictures(run)]
     sections += [_repeat(run) for run in opened]
-    with writing_to(path):
-        path.write_text(page(f"ppl-tvae: {names}", sections), encoding="utf-8")
+    write(path, page(f"ppl-tvae: {names}", sections).encode())
     return path
 
 

@@ -9,21 +9,27 @@ import numpy as np
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import SequenceData
 from ppl_tvae.diagnostics.calibration import calibration
-from ppl_tvae.diagnostics.charts import calibration_chart, khat_chart, predictive_chart, prior_ranks_chart
 from ppl_tvae.errors import unknown_name
-from ppl_tvae.pictures import draw_prior_samples, draw_reconstructions, draw_traversal_animation, draw_traversals
-from ppl_tvae.runs import Run, run_at, writing_to
-from ppl_tvae.topography import draw_energies, draw_preferred_images, draw_selectivity, has_lattice, is_torus
+from ppl_tvae.figures.charts import calibration_chart, khat_chart, predictive_chart, prior_ranks_chart
+from ppl_tvae.figures.lattice import draw_energies, draw_preferred_images, draw_selectivity, has_lattice, is_torus
+from ppl_tvae.figures.sequences import (
+    draw_prior_samples,
+    draw_reconstructions,
+    draw_traversal_animation,
+    draw_traversals,
+)
+from ppl_tvae.files import write
+from ppl_tvae.runs import Run, run_at
 from ppl_tvae.trained import evaluator
 from ppl_tvae.training import data_of
 
 
 class Figure(NamedTuple):
-    """file in the run's figures; draw: (run, data, evaluator) -> its path, None where the program lacks what it
+    """file in the run's figures; draw: (run, data, evaluator) -> its content, None where the program lacks what it
     shows; caption in words; applies: whether an experiment can have it."""
 
     file: str
-    draw: Callable[[Run, SequenceData, Any], Path | None]
+    draw: Callable[[Run, SequenceData, Any], bytes | None]
     caption: str
     applies: Callable[[Experiment], bool] = lambda experiment: True
 
@@ -105,9 +111,13 @@ def draw_figures(
     if not wanted:
         return {}
     data = data_of(run.experiment, transforms)
+    paths = {}
     with evaluator(run, data, backend, device, seed=0) as ready:
-        drawn = {name: FIGURES[name].draw(run, data, ready) for name in wanted}
-    return {name: path for name, path in drawn.items() if path is not None}
+        for name in wanted:
+            if (content := FIGURES[name].draw(run, data, ready)) is not None:
+                paths[name] = run.figure(FIGURES[name].file)
+                write(paths[name], content)
+    return paths
 
 
 def save_charts(run: Run) -> dict[str, Path]:
@@ -115,8 +125,7 @@ def save_charts(run: Run) -> dict[str, Path]:
     paths = {}
     for name, content in diagnosis_charts(run.present_diagnosis()).items():
         paths[name] = run.figure(f"{name}.png")
-        with writing_to(paths[name]):
-            paths[name].write_bytes(content)
+        write(paths[name], content)
     return paths
 
 

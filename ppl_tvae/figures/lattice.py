@@ -1,7 +1,6 @@
 """Figures of a run's lattice: which cells are active together, and what the positions of a torus prefer."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,12 +9,13 @@ from ppl_tvae.assembly import lattice_of
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan, SequenceData, parts
 from ppl_tvae.diagnostics.energies import cell_correlation, overlap
-from ppl_tvae.diagnostics.maps import correlation_maps, image_map, selectivity_map
 from ppl_tvae.diagnostics.selectivity import class_selectivity
+from ppl_tvae.figures.maps import correlation_maps, image_map, selectivity_map
 from ppl_tvae.models.lattice import Lattice
-from ppl_tvae.runs import Run, writing_to
+from ppl_tvae.runs import Run
 from ppl_tvae.trained import SEQUENCES_PER_BATCH
 
+_SEQUENCES, _IMAGES = 200, 2000  # of the test set: over which cells correlate, which a torus prefers
 _FRAMES_PER_BATCH = 144  # as many as 8 sequences of 18
 
 
@@ -30,14 +30,14 @@ def is_torus(experiment: Experiment) -> bool:
     return experiment.program_file is None and experiment.model == "torus" and math.isqrt(positions) ** 2 == positions
 
 
-def draw_energies(run: Run, data: SequenceData, ready: Any, num_sequences: int = 200) -> Path | None:
-    """A PNG in the run's figures: correlation between cells, as W has it under the prior, and of the guide's draws.
+def draw_energies(run: Run, data: SequenceData, ready: Any) -> bytes | None:
+    """A PNG: correlation between cells, as W has it under the prior, and of the guide's draws.
 
     None where there are fewer than two test sequences, over which nothing correlates.
 
     Of the energies W u**2 and of |t|, one draw of the guide for each test sequence; `energies.cell_correlation`.
     """
-    sites = _latents(data, ready, num_sequences, ("u", "t"))
+    sites = _latents(data, ready, _SEQUENCES, ("u", "t"))
     if len(sites["u"]) < 2:
         return None
     lattice = _trained_lattice(run)
@@ -50,48 +50,39 @@ def draw_energies(run: Run, data: SequenceData, ready: Any, num_sequences: int =
         "W u² of the guide's draws": cell_correlation(lattice.energy(sites["u"].astype(np.float64))),
         "|t| of the guide's draws": cell_correlation(np.abs(sites["t"].astype(np.float64))),
     }
-    path = run.figure("energies.png")
-    with writing_to(path):
-        path.write_bytes(correlation_maps(matrices, cells, names))
-    return path
+    return correlation_maps(matrices, cells, names)
 
 
-def draw_preferred_images(run: Run, data: SequenceData, ready: Any, num_images: int = 2000) -> Path:
-    """A PNG in the run's figures: at each position of the torus, the test image with the largest t there.
+def draw_preferred_images(run: Run, data: SequenceData, ready: Any) -> bytes:
+    """A PNG: at each position of the torus, the test image with the largest t there.
 
     One draw of the guide for each of the first test images; of several capsules the first.
     """
-    activations, plan = _on_torus(data, ready, num_images)
+    activations, plan = _on_torus(data, ready)
     best = activations.argmax(axis=0)
     shown = ready.frames(plan.at(best))[:, 0]
     side = round(activations.shape[1] ** 0.5)
-    path = run.figure("torus_images.png")
     title = f"of {len(activations)} test images, the one with the largest t at each position"
-    with writing_to(path):
-        path.write_bytes(image_map(shown, (side, side), title))
-    return path
+    return image_map(shown, (side, side), title)
 
 
-def draw_selectivity(run: Run, data: SequenceData, ready: Any, num_images: int = 2000) -> Path | None:
-    """A PNG in the run's figures: the class that each position of the torus prefers, by d'; None without labels.
+def draw_selectivity(run: Run, data: SequenceData, ready: Any) -> bytes | None:
+    """A PNG: the class that each position of the torus prefers, by d'; None without labels.
 
     `selectivity.class_selectivity` of t, one draw of the guide for each of the first test images.
     """
-    activations, plan = _on_torus(data, ready, num_images)
+    activations, plan = _on_torus(data, ready)
     names, labels = np.unique(data.labels[plan.image], return_inverse=True)
     if len(names) < 2 or names[0] < 0:
         return None
     dprime = class_selectivity(activations.astype(np.float64), labels, len(names))
     side = round(activations.shape[1] ** 0.5)
-    path = run.figure("torus_selectivity.png")
-    with writing_to(path):
-        path.write_bytes(selectivity_map(dprime, [str(name) for name in names], (side, side)))
-    return path
+    return selectivity_map(dprime, [str(name) for name in names], (side, side))
 
 
-def _on_torus(data: SequenceData, ready: Any, num_images: int) -> tuple[np.ndarray, Plan]:
+def _on_torus(data: SequenceData, ready: Any) -> tuple[np.ndarray, Plan]:
     """t of single frames, (N, D), and their plan."""
-    return _latents(data, ready, num_images, ("t",))["t"][:, 0, 0], data.test_plan(num_images)
+    return _latents(data, ready, _IMAGES, ("t",))["t"][:, 0, 0], data.test_plan(_IMAGES)
 
 
 def _latents(data: SequenceData, ready: Any, num_sequences: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from ppl_tvae.diagnostics.charts import COLOURS, blank_figure, png
-from ppl_tvae.diagnostics.contact_sheet import as_picture, tiled
 from ppl_tvae.diagnostics.energies import by_offset
+from ppl_tvae.figures.charts import COLOURS, blank_figure, png
+from ppl_tvae.figures.contact_sheet import as_picture, tiled
 
 # Okabe & Ito have eight colours; classes beyond them are told apart by their number alone.
 _CLASS_COLOURS = (*COLOURS[:6], "#F0E442", "#999999", "#882255", "#44AA99")

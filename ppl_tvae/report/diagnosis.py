@@ -7,10 +7,10 @@ import numpy as np
 
 from ppl_tvae.diagnostics.calibration import PROBABILITY, calibration
 from ppl_tvae.diagnostics.convergence import NOT_BELIEVABLE
-from ppl_tvae.diagnostics.page import Picture, Section, Table, Warning, with_error
 from ppl_tvae.diagnostics.predictive import EXTREME, FEWEST_DRAWS
 from ppl_tvae.figures import diagnosis_charts
 from ppl_tvae.inference.reliability import KHAT_LIMIT
+from ppl_tvae.report.page import Picture, Section, Table, Warning, with_error
 from ppl_tvae.runs import Run
 
 

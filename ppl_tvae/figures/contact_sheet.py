@@ -1,17 +1,16 @@
 """A contact sheet: sequences as rows, frames as columns, to look at what a data set or a model shows."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ppl_tvae.diagnostics.charts import blank_figure
 from ppl_tvae.errors import UserError
+from ppl_tvae.figures.charts import blank_figure, png
 
 
-def contact_sheet(frames: np.ndarray, row_labels: Sequence[str], path: Path, title: str) -> None:
-    """Write a PNG of (B, S, H, W, channel) frames in [0, 1]: one row per sequence, one column per frame.
+def contact_sheet(frames: np.ndarray, row_labels: Sequence[str], title: str) -> bytes:
+    """A PNG of (B, S, H, W, channel) frames in [0, 1]: one row per sequence, one column per frame.
 
     `row_labels` names the B rows, such as "7, rotation". Sequences of a single frame stand side by side, each under its
     label; channels are shown as `as_picture` says. Raises UserError if the shapes do not fit together.
@@ -25,8 +24,7 @@ def contact_sheet(frames: np.ndarray, row_labels: Sequence[str], path: Path, tit
     figure = _side_by_side(shown[:, 0], row_labels) if shown.shape[1] == 1 else _rows(shown, row_labels)
     figure.suptitle(title)
     figure.set_figwidth(max(figure.get_figwidth(), 0.09 * len(title)))
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    return png(figure)
 
 
 def as_picture(frames: np.ndarray) -> np.ndarray:
