@@ -20,8 +20,9 @@ from typing import Any
 from benchmarks.rounds import Run, interleaved, ratio
 from benchmarks.setting import latent_shape, layers, paper_experiment
 from benchmarks.training_step import CONTENDERS, backend_names, machine_line
+from ppl_tvae.assembly import data_of
 from ppl_tvae.config import Experiment
-from ppl_tvae.training import data_of, trainer_of
+from ppl_tvae.trainers import trainer_of
 
 # The words of the table, and the setting. K is of the objective iwae, whose K = 1 is the ELBO without analytic KL.
 SIZES = {

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from ppl_tvae.assembly import lattice_of
+from ppl_tvae.assembly import data_of, lattice_of
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan, SequenceData, render
 from ppl_tvae.inference.optimization import Optimization
-from ppl_tvae.training import data_of
 
 LEARNING_RATE = 1e-3
 ADAM = Optimization("adam", LEARNING_RATE, 0.9, 0.0, "constant", 0, 0)

@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 
 import ppl_tvae
+from ppl_tvae.assembly import data_of
 from ppl_tvae.data import Plan, SequenceData, Source, render
 from ppl_tvae.figures.contact_sheet import contact_sheet
 from ppl_tvae.files import write
 from ppl_tvae.trained import evaluator
-from ppl_tvae.training import data_of
 
 NUM_SHOWN = 6  # sequences in the picture
 ROLLED = "rolled capsules"

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 
 import ppl_tvae
+from ppl_tvae.assembly import data_of
 from ppl_tvae.diagnostics import equivariance
 from ppl_tvae.figures.animation import animation
 from ppl_tvae.figures.contact_sheet import contact_sheet
 from ppl_tvae.files import write
 from ppl_tvae.trained import evaluator
-from ppl_tvae.training import data_of
 
 
 # Edit here for another traversal.

@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     from ppl_tvae.comparison import compare as compare
     from ppl_tvae.config import Experiment as Experiment
     from ppl_tvae.diagnosis import diagnose as diagnose
-    from ppl_tvae.diagnosis import to_datatree as to_datatree
     from ppl_tvae.errors import UserError as UserError
     from ppl_tvae.evaluation import evaluate as evaluate
     from ppl_tvae.figures import draw_figures as draw_figures
     from ppl_tvae.inference.mcmc import MCMC as MCMC
     from ppl_tvae.inference.temperatures import Annealing as Annealing
     from ppl_tvae.inference.unamortised import Unamortised as Unamortised
+    from ppl_tvae.posterior import to_datatree as to_datatree
     from ppl_tvae.program import Program as Program
     from ppl_tvae.report import write_report as write_report
     from ppl_tvae.reproduction import reproduce as reproduce
@@ -35,7 +35,7 @@ _HOMES = {
     "assemble": "assembly",
     "Experiment": "config",
     "diagnose": "diagnosis",
-    "to_datatree": "diagnosis",
+    "to_datatree": "posterior",
     "UserError": "errors",
     "evaluate": "evaluation",
     "draw_figures": "figures",

@@ -1,15 +1,22 @@
-"""From an experiment to its program: the named ones, or the user's own file."""
+"""From an experiment to its program, a named one or the user's own file, and to its data."""
 
 import ast
 import importlib.util
 import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from ppl_tvae.config import Experiment
+from ppl_tvae.data import SequenceData, open_data, render
 from ppl_tvae.errors import UserError
 from ppl_tvae.models import lattice as lattices
 from ppl_tvae.models.latent import Latent
@@ -99,6 +106,48 @@ def lattice_of(experiment: Experiment) -> Lattice | None:
     return lattices.shifting(S, D, window, band=width // 2)
 
 
+def data_of(experiment: Experiment, transforms: Sequence[str] | None = None) -> SequenceData:
+    """The data set that an experiment names; with other transforms than its own, where they are given.
+
+    Raises UserError.
+    """
+    if transforms is not None:
+        experiment = replace(experiment, transforms=tuple(transforms))
+    checked = experiment.resolved()
+    assert checked.transforms is not None
+    data = open_data(
+        checked.data,
+        Path(checked.data_dir) if checked.data_dir else None,
+        checked.transforms,
+        # Ready sequences bring their own number, so what was only a default must not speak for the user here.
+        checked.num_timesteps if checked.model == "torus" else experiment.num_timesteps,
+        checked.validation_fraction,
+    )
+    if checked.data_digest not in (None, data.source.digest):
+        raise UserError(
+            f"expected the data whose digest is {checked.data_digest} (data_digest) in '{checked.data}', found others; "
+            f"put the former ones back, or train a new run without data_digest"
+        )
+    return data
+
+
+def resolved_for(experiment: Experiment, data: SequenceData) -> Experiment:
+    """A resolved experiment, with what its data decide. Raises UserError."""
+    timesteps, transforms, digest = data.num_timesteps, data.transforms, data.source.digest
+    return replace(experiment, num_timesteps=timesteps, transforms=transforms, data_digest=digest).resolved()
+
+
+def renderer(experiment: Experiment) -> Callable[[Any, Any], Any]:
+    """(tables, plan) -> frames as the experiment observes them: binarised or grey, in its precision."""
+
+    def frames(tables: Any, plan: Any) -> Any:
+        drawn = render(tables, plan, experiment.binarize)
+        xp = array_namespace(drawn)
+        return xp.astype(drawn, getattr(xp, experiment.precision))
+
+    return frames
+
+
 def load_program(path: Path) -> Program:
     """The `model` and `guide` that a user's file exports. Running it is running code. Raises UserError."""
     if not path.is_file():
@@ -118,6 +167,27 @@ def load_program(path: Path) -> Program:
         if not callable(getattr(module, name, None)):
             raise UserError(f"expected '{path}' to define functions model(frames) and guide(frames), found no {name}")
     return Program(module.model, module.guide)
+
+
+@contextmanager
+def naming_the_program(experiment: Experiment) -> Iterator[None]:
+    """What a user's own program raises when it first runs, as a sentence with the line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if experiment.program_file is None:
+            raise
+        own = experiment.program_file.resolve()
+        calls = [call for call in traceback.extract_tb(error.__traceback__) if Path(call.filename).resolve() == own]
+        where = f" at line {calls[-1].lineno}, '{calls[-1].line}'" if calls else ""
+        first_line = str(error).strip().partition("\n")[0]
+        what = f": {first_line}" if first_line else ""
+        raise UserError(
+            f"expected the program '{experiment.program_file}' to run on frames (batch, time, height, width, channel), "
+            f"found {type(error).__name__}{where}{what}; mend the program"
+        ) from error
 
 
 def _check_written_for(backend: str, path: Path) -> None:

@@ -50,11 +50,12 @@ def _told(what: Exception | str, code: int) -> int:
 
 
 def _train(options: argparse.Namespace) -> None:
-    from ppl_tvae import training
     from ppl_tvae.seeds import train_seeds
+    from ppl_tvae.trainers import follow, is_follower
+    from ppl_tvae.training import train
 
-    if training.is_follower():
-        training.follow()
+    if is_follower():
+        follow()
         return
     given = _given_settings(options)
     if options.resume:
@@ -66,7 +67,7 @@ def _train(options: argparse.Namespace) -> None:
     experiment.check_uses({*given, *(read_settings(options.config) if options.config else ())})
     out = options.out or Path("runs") / f"{Path(experiment.model).stem}-{experiment.backend}"
     several = options.seeds is not None
-    runs = train_seeds(experiment, options.seeds, out) if several else [training.train(experiment, out)]
+    runs = train_seeds(experiment, options.seeds, out) if several else [train(experiment, out)]
     _show_training(options, runs)
 
 
@@ -135,7 +136,7 @@ def _new(options: argparse.Namespace) -> None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    from ppl_tvae.inspection import draw_graph, sites
+    from ppl_tvae.inspection import as_text, draw_graph, sites
 
     given = _given_settings(options)
     experiment = replace(Experiment(), **given)
@@ -145,25 +146,16 @@ def _check(options: argparse.Namespace) -> None:
         draw_graph(experiment, options.graph)
     if options.json:
         print(json.dumps(rows, indent=2))
-        return
-    print(f"{experiment.model} is a program that {experiment.backend} can train")
-    columns = ("part", "site", "kind", "distribution", "batch_shape", "event_shape")
-    texts = [[column.replace("_", " ") for column in columns]]
-    texts += [[_shape(row[column]) if "shape" in column else row[column] for column in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-    for line in texts:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _shape(sizes: Sequence[int]) -> str:
-    return " ".join(map(str, sizes)) or "-"
+    else:
+        print(f"{experiment.model} is a program that {experiment.backend} can train")
+        print(as_text(rows))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from ppl_tvae.evaluation import evaluate
+    from ppl_tvae.evaluation import as_text, evaluate
     from ppl_tvae.inference.temperatures import Annealing
     from ppl_tvae.inference.unamortised import Unamortised
-    from ppl_tvae.runs import estimate_name, open_run
+    from ppl_tvae.runs import open_run
 
     names = ("start", "num_temperatures", "schedule", "num_leapfrog_steps", "num_chains")
     annealing = {name: value for name in names if (value := getattr(options, name)) is not None}
@@ -197,45 +189,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         device=options.device,
         seed=options.seed,
     )
-    if options.json:
-        print(json.dumps(records, indent=2))
-        return
-    first = records[0]
-    what = f"{first['num_sequences']} {first['split']} sequences, likelihood {first['likelihood']}"
-    print(f"{what}, {first['unit']} +- standard error")
-    for record in records:
-        error = "unknown" if record["standard_error"] is None else f"{record['standard_error']:.3f}"
-        print(f"  {estimate_name(record):15} {record['value']:10.3f} +- {error:7}  {record['side']}")
-    for estimators, notes in _notes(records):
-        print(f"  of {', '.join(estimators)}:")
-        for note, value in notes.items():
-            print(f"    {_NOTES.get(note, note.replace('_', ' '))}: {_as_text(value)}")
-
-
-def _notes(records: Sequence[dict[str, Any]]) -> list[tuple[list[str], dict[str, Any]]]:
-    """What is to be said of the estimates, each with the names of the estimators that it holds for."""
-    found: list[tuple[list[str], dict[str, Any]]] = []
-    for record in records:
-        notes = {note: value for note, value in record["notes"].items() if value is not None}
-        if notes and (not found or found[-1][1] != notes):
-            found.append(([record["estimator"]], notes))
-        elif notes and record["estimator"] not in found[-1][0]:
-            found[-1][0].append(record["estimator"])
-    return found
-
-
-_NOTES = {
-    "khat_quantiles": "Pareto k-hat of the sequences, at 10, 50 and 90 %",
-    "median_effective_sample_size": "effective sample size of the weights, median over sequences",
-    "mean_gap_nats_per_sequence": "gap of the sandwich, nats per sequence",
-    "gap_standard_error": "its standard error",
-}
-
-
-def _as_text(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_as_text, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    print(json.dumps(records, indent=2) if options.json else as_text(records))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -252,7 +206,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _diagnose(options: argparse.Namespace) -> None:
-    from ppl_tvae.diagnosis import diagnose
+    from ppl_tvae.diagnosis import as_text, diagnose
     from ppl_tvae.runs import open_run
 
     run = open_run(options.directory)
@@ -273,21 +227,7 @@ def _diagnose(options: argparse.Namespace) -> None:
         backend=options.backend,
         device=options.device,
     )
-    if options.json:
-        print(json.dumps(found, indent=2))
-        return
-    posterior = found["posterior"]
-    print(f"{run.path / 'posterior.nc'}: {posterior['num_draws']} draws for {posterior['num_sequences']} sequences")
-    print(f"  guide: {posterior['verdict']}")
-    for name, judged in found["calibration"].items():
-        print(f"  calibration of {name} on {options.simulated} simulated sequences: {judged['verdict']}")
-    for line in _fit_in_words(found):
-        print(f"  {line}")
-    if not found["equivariance"]:
-        print("  equivariance: not measured, the program has no site t of event shape (S, C, D) with S and D above 1")
-    for record in found["equivariance"]:
-        error = "unknown" if record["standard_error"] is None else f"{record['standard_error']:.3g}"
-        print(f"  {record['metric']:35} {record['value']:10.5g} +- {error:8}  {record['unit']}: {record['meaning']}")
+    print(json.dumps(found, indent=2) if options.json else as_text(run, found))
 
 
 def _guide_checks(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -314,24 +254,6 @@ def _guide_checks(options: argparse.Namespace) -> tuple[Any, Any]:
             raise UserError(f"expected {flag} NAME with the other options {flag}-..., found none; name one")
         found.append(None if name is None else kind(name, **settings))
     return found[0], found[1]
-
-
-def _fit_in_words(found: dict[str, Any]) -> list[str]:
-    """Lines on what the guide was held against, if it was."""
-    lines = []
-    if mcmc := found.get("mcmc"):
-        lines.append(
-            f"{mcmc['kernel']} on {mcmc['num_sequences']} sequences, {mcmc['seconds']:.0f} s: {mcmc['verdict']}"
-        )
-        lines += [f"  {name}: {each['verdict']}" for name, each in mcmc["convergence"].items()]
-        lines.append("guide against MCMC:")
-        lines += [f"  {name}: {each['verdict']}" for name, each in mcmc["guide"].items()]
-    if gap := found.get("amortisation_gap"):
-        lines.append(
-            f"amortisation gap to {gap['guide_name']}: {gap['value']:.3f} +- {gap['standard_error']:.3f} "
-            f"{gap['unit']}; {gap['verdict']}"
-        )
-    return lines
 
 
 def _figures(options: argparse.Namespace) -> None:

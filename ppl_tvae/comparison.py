@@ -103,7 +103,7 @@ def check_names(runs: Sequence[Run]) -> None:
 def as_text(comparison: Comparison, markdown: bool = False) -> str:
     """The tables, for people: aligned, or as Markdown."""
     first = next(iter(comparison.estimates))
-    parts = [comparison.header, "", _table("run", comparison.estimates, markdown)]
+    parts = [comparison.header, "", _table(comparison.estimates, markdown)]
     if unlike := _over_unlike_numbers(comparison.estimates):
         parts += [
             "",
@@ -113,7 +113,7 @@ def as_text(comparison: Comparison, markdown: bool = False) -> str:
         counts = {entry.num_sequences for own in comparison.differences.values() for entry in own.values()}
         same = f"the same {' or '.join(map(str, sorted(counts)))} sequences"
         parts += ["", f"minus {first}, paired over {same}:", ""]
-        parts.append(_table("run", comparison.differences, markdown))
+        parts.append(_table(comparison.differences, markdown))
     if comparison.verdicts:
         parts += ["", "importance weights:", *(f"- {name}: {words}" for name, words in comparison.verdicts.items())]
     return "\n".join(parts)
@@ -228,8 +228,8 @@ def _difference(record: dict[str, Any], base: dict[str, Any]) -> Entry | None:
     return Entry(float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(both)), both)
 
 
-def _table(corner: str, rows: dict[str, dict[str, Entry]], markdown: bool) -> str:
+def _table(rows: dict[str, dict[str, Entry]], markdown: bool) -> str:
     columns = list(dict.fromkeys(key for own in rows.values() for key in own))
-    cells = [[corner, *columns]]
+    cells = [["run", *columns]]
     cells += [[name, *(str(own[key]) if key in own else "-" for key in columns)] for name, own in rows.items()]
     return aligned(cells, markdown)

@@ -10,15 +10,15 @@ import numpy as np
 from tqdm import tqdm
 
 from ppl_tvae import catalogue
+from ppl_tvae.assembly import data_of
 from ppl_tvae.config import check_seed
 from ppl_tvae.data import SPLITS, Plan, SequenceData, parts
 from ppl_tvae.errors import Interrupted, UserError, unknown_name
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.temperatures import Annealing, check_annealing
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
-from ppl_tvae.runs import Run, run_at
-from ppl_tvae.trained import SEQUENCES_PER_BATCH, evaluator
-from ppl_tvae.training import data_of
+from ppl_tvae.runs import Run, estimate_name, run_at
+from ppl_tvae.trained import evaluator
 
 _LOWER, _UPPER = "lower bound of log p(x)", "upper bound of log p(x)"
 _OF_WEIGHTS = ("elbo", "iwae", "log-evidence")
@@ -229,7 +229,7 @@ def _collect(
     plan: Plan, draw: Callable[[Plan, int, Any], Any], name: str, ticks_per_batch: int, quiet: bool
 ) -> tuple[list[Any], float]:
     """draw(part, index, progress) for each batch of the plan; on Ctrl-C what is done so far, if anything is."""
-    batches, started = list(parts(plan, SEQUENCES_PER_BATCH)), time.perf_counter()
+    batches, started = list(parts(plan)), time.perf_counter()
     done: list[Any] = []
     with tqdm(total=len(batches) * max(1, ticks_per_batch), desc=name, disable=True if quiet else None) as bar:
         try:
@@ -272,3 +272,45 @@ def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request
         "seconds": round(estimate.seconds, 1),
         "per_sequence": [round(float(nats), 4) for nats in per_frame],
     }
+
+
+def as_text(records: Sequence[dict[str, Any]]) -> str:
+    """The records of `evaluate` for people: a line each, and what is to be said of them."""
+    first = records[0]
+    what = f"{first['num_sequences']} {first['split']} sequences, likelihood {first['likelihood']}"
+    lines = [f"{what}, {first['unit']} +- standard error"]
+    for record in records:
+        error = "unknown" if record["standard_error"] is None else f"{record['standard_error']:.3f}"
+        lines.append(f"  {estimate_name(record):15} {record['value']:10.3f} +- {error:7}  {record['side']}")
+    for estimators, notes in _notes(records):
+        lines.append(f"  of {', '.join(estimators)}:")
+        lines += [
+            f"    {_NOTES.get(note, note.replace('_', ' '))}: {_in_words(value)}" for note, value in notes.items()
+        ]
+    return "\n".join(lines)
+
+
+def _notes(records: Sequence[dict[str, Any]]) -> list[tuple[list[str], dict[str, Any]]]:
+    """What is to be said of the estimates, each with the names of the estimators that it holds for."""
+    found: list[tuple[list[str], dict[str, Any]]] = []
+    for record in records:
+        notes = {note: value for note, value in record["notes"].items() if value is not None}
+        if notes and (not found or found[-1][1] != notes):
+            found.append(([record["estimator"]], notes))
+        elif notes and record["estimator"] not in found[-1][0]:
+            found[-1][0].append(record["estimator"])
+    return found
+
+
+_NOTES = {
+    "khat_quantiles": "Pareto k-hat of the sequences, at 10, 50 and 90 %",
+    "median_effective_sample_size": "effective sample size of the weights, median over sequences",
+    "mean_gap_nats_per_sequence": "gap of the sandwich, nats per sequence",
+    "gap_standard_error": "its standard error",
+}
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_in_words, value))
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ppl_tvae.config import SPRITE_TRANSFORMS
 from ppl_tvae.errors import unknown_name
 
 Settings = Mapping[str, Any]  # of config.Experiment, by name
@@ -74,12 +75,11 @@ _EQUIVARIANCE = (
     Column("image_error_rolled_minus_not_rolled", "rolled - not rolled", "ours", of="diagnosis"),
 )
 
-_SPRITE_FACTORS = ("scale", "orientation", "posX", "posY")
 # Beside each the same of codes drawn from the prior: a W that rolls makes any code roll.
 _CAPSULE_CORRELATIONS = tuple(
     Column(f"capsule_correlation_pooled{ending}[{factor}]", f"CapCorr {factor}{words}", convention, of="diagnosis")
     for ending, words, convention in (("", "", "paper"), ("_of_prior", ", prior draws", "ours"))
-    for factor in _SPRITE_FACTORS
+    for factor in SPRITE_TRANSFORMS
 )
 _MNIST_BUDGETS = {"paper": {**_PAPER, "steps": 600_000}, "short": {**_SHORT, "steps": 6000}}
 

@@ -19,7 +19,6 @@ from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.inference import bounds
 from ppl_tvae.inference.mcmc import MCMC, Chains, check_mcmc
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
-from ppl_tvae.trained import SEQUENCES_PER_BATCH
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,7 +50,7 @@ def chains_of(
     ready: Any, data: SequenceData, settings: MCMC, num_sequences: int, split: str, quiet: bool
 ) -> tuple[Chains, float]:
     """MCMC on the first sequences of a split, by an evaluator, and the seconds that it took."""
-    batches, started = list(parts(data.plan(split, num_sequences), SEQUENCES_PER_BATCH)), time.perf_counter()
+    batches, started = list(parts(data.plan(split, num_sequences))), time.perf_counter()
     total = len(batches) * (settings.num_warmup + settings.num_draws)
     form = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
     with tqdm(total=total, desc=settings.kernel, bar_format=form, disable=True if quiet else None) as bar:
@@ -123,7 +122,7 @@ def amortisation_gap(
     settings. Above zero where fitting helps.
     """
     fitted, own, started = [], [], time.perf_counter()
-    batches = list(parts(data.plan(split, num_sequences), SEQUENCES_PER_BATCH))
+    batches = list(parts(data.plan(split, num_sequences)))
     for index, part in tqdm(batches, desc="amortisation gap", disable=True if quiet else None):
         fitted.append(bounds.elbo(ready.unamortised_log_weights(part, index, _GAP_DRAWS, settings)))
         own.append(bounds.elbo(ready.log_weights(part, index, _GAP_DRAWS)))

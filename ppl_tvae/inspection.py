@@ -1,17 +1,17 @@
 """Looking at a program before it is trained: what is wrong with it, a table of its sites, its graph."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ppl_tvae.assembly import assemble
+from ppl_tvae.assembly import assemble, data_of, naming_the_program, renderer, resolved_for
 from ppl_tvae.config import Experiment
 from ppl_tvae.errors import UserError
 from ppl_tvae.files import write
 from ppl_tvae.program import Program
-from ppl_tvae.training import data_of, naming_the_program, renderer, resolved_for
+from ppl_tvae.tables import aligned
 
 
 def sites(experiment: Experiment) -> list[dict[str, Any]]:
@@ -52,6 +52,17 @@ def draw_graph(experiment: Experiment, path: Path) -> None:
         reason = str(error).strip().partition("\n")[0]
         raise UserError(f"expected the name of a picture or a .dot file, found '{path}': {reason}") from None
     write(path, picture)
+
+
+def as_text(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of `sites` as a table for people."""
+    columns = ("part", "site", "kind", "distribution", "batch_shape", "event_shape")
+    cells = [[_shape(row[column]) if "shape" in column else row[column] for column in columns] for row in rows]
+    return aligned([[column.replace("_", " ") for column in columns], *cells], numbers=False)
+
+
+def _shape(sizes: Sequence[int]) -> str:
+    return " ".join(map(str, sizes)) or "-"
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from ppl_tvae.assembly import data_of
 from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.diagnosis import equivariance_metrics
 from ppl_tvae.errors import UserError, unknown_name
@@ -23,7 +24,7 @@ from ppl_tvae.files import write
 from ppl_tvae.runs import Run, estimate_name, open_run
 from ppl_tvae.seeds import run_of, train_seeds
 from ppl_tvae.tables import aligned
-from ppl_tvae.training import CHANGEABLE, data_of, resume, train
+from ppl_tvae.training import CHANGEABLE, resume, train
 
 _PARTICLES = (10, 100)
 
@@ -154,8 +155,7 @@ def _trained(experiment: Experiment, path: Path, quiet: bool) -> Run:
         return train(experiment, path, quiet=quiet)
     run = open_run(path)
     _check_is(run, experiment)
-    done = max((row["step"] for row in run.metrics()), default=-1)
-    if done < experiment.steps:
+    if run.steps_done < experiment.steps:
         return resume(path, device=experiment.device, data_dir=experiment.data_dir or None, quiet=quiet)
     # Where its data are may have changed since.
     return replace(run, experiment=replace(run.experiment, data_dir=experiment.data_dir or run.experiment.data_dir))

@@ -124,6 +124,11 @@ class Run:
         rows = [[text for text in row.items() if text[1]] for row in self._whole_rows()]
         return [{name: float(value) for name, value in row} for row in rows]
 
+    @property
+    def steps_done(self) -> int:
+        """The last step with a row in metrics.csv, 0 before any."""
+        return int(max((row["step"] for row in self.metrics()), default=0))
+
     def forget_metrics_after(self, step: int) -> None:
         """Drop the rows that a resumed run will write again, and a torn last line."""
         kept = [row for row in self._whole_rows() if int(row["step"]) <= step]

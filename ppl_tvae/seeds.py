@@ -6,23 +6,15 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from ppl_tvae.assembly import data_of, resolved_for
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import SequenceData
 from ppl_tvae.errors import Diverged, UserError
 from ppl_tvae.loop import Loop, run_together
 from ppl_tvae.models.initial import shared_draws
 from ppl_tvae.runs import Run, check_new, create_run
-from ppl_tvae.training import (
-    data_of,
-    first_elbo,
-    first_plan,
-    held_out_plan,
-    num_processes,
-    optimization_of,
-    resolved_for,
-    train,
-    trainer_of,
-)
+from ppl_tvae.trainers import first_plan, num_processes, optimization_of, trainer_of
+from ppl_tvae.training import first_elbo, held_out_plan, train
 
 
 def run_of(out: Path | str, seed: int) -> Path:

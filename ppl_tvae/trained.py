@@ -6,14 +6,10 @@ from importlib import import_module
 from typing import Any
 
 from ppl_tvae import catalogue
-from ppl_tvae.assembly import assemble
+from ppl_tvae.assembly import assemble, renderer
 from ppl_tvae.data import SequenceData
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.runs import Run
-from ppl_tvae.training import renderer
-
-# How many sequences an evaluator is asked about at a time: its draws depend on this number.
-SEQUENCES_PER_BATCH = 8
 
 
 @contextmanager

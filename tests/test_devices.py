@@ -34,7 +34,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 import jax, numpy as np
-from ppl_tvae.training import data_of, trainer_of
+from ppl_tvae.assembly import data_of
+from ppl_tvae.trainers import trainer_of
 from tests.small_runs import small_training
 
 found, seen = {}, set()

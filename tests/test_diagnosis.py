@@ -13,11 +13,12 @@ from scipy import stats
 from ppl_tvae import cli, diagnosis, train
 from ppl_tvae.assembly import lattice_of
 from ppl_tvae.config import Experiment
-from ppl_tvae.diagnosis import diagnose, equivariance_metrics, save_datatree, to_datatree
+from ppl_tvae.diagnosis import diagnose, equivariance_metrics
 from ppl_tvae.diagnostics.datatree import CELL_DIMS, FRAME_DIMS
 from ppl_tvae.diagnostics.rolling import EQUIVARIANCE
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.mcmc import MCMC
+from ppl_tvae.posterior import save_datatree, to_datatree
 from ppl_tvae.runs import open_run
 from tests.small_runs import BACKENDS, files_in, small_training
 

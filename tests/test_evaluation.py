@@ -10,6 +10,7 @@ import pytest
 
 import ppl_tvae
 from ppl_tvae import cli, comparison
+from ppl_tvae.assembly import data_of
 from ppl_tvae.diagnosis import equivariance_metrics
 from ppl_tvae.errors import Interrupted
 from ppl_tvae.inference import bounds, reliability
@@ -18,7 +19,6 @@ from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.report import _warnings
 from ppl_tvae.runs import open_run
 from ppl_tvae.trained import evaluator
-from ppl_tvae.training import data_of
 from tests.conftest import STANDARD_ERRORS
 from tests.small import random_latents
 from tests.test_parity import numpyro_values, pyro_values

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from ppl_tvae import cli, train
+from ppl_tvae.assembly import data_of
 from ppl_tvae.data import Plan
 from ppl_tvae.diagnosis import diagnose
 from ppl_tvae.errors import UserError
@@ -17,7 +18,6 @@ from ppl_tvae.figures import FIGURES, diagnosis_charts, draw_figures, lattice
 from ppl_tvae.figures.animation import animation
 from ppl_tvae.figures.charts import khat_chart, predictive_chart
 from ppl_tvae.report import write_report
-from ppl_tvae.training import data_of
 from tests.small_runs import small_training
 
 

@@ -18,7 +18,6 @@ import xarray as xr
 
 from ppl_tvae import cli, train
 from ppl_tvae.data import Plan
-from ppl_tvae.diagnosis import save_datatree, to_datatree
 from ppl_tvae.diagnostics.convergence import LIKELIHOOD, convergence, guide_against_chains
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
 from ppl_tvae.errors import UserError
@@ -30,6 +29,7 @@ from ppl_tvae.inference.numpyro.evaluator import Evaluator as NumpyroEvaluator
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.pyro.evaluator import Evaluator as PyroEvaluator
 from ppl_tvae.inference.unamortised import Unamortised
+from ppl_tvae.posterior import save_datatree, to_datatree
 from ppl_tvae.report import write_report
 from tests.conftest import STANDARD_ERRORS
 from tests.inference import linear_gaussian

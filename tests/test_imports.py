@@ -112,7 +112,7 @@ MAY_KNOW = {
     "models": {"models", "program", "errors"},
     "catalogue": set(),
     "config": {"catalogue", "errors"},
-    "assembly": {"config", "models", "program", "errors"},
+    "assembly": {"config", "data", "models", "program", "errors"},
     "files": {"errors"},
     "runs": {"config", "files", "errors"},
     "diagnostics": {"diagnostics", "data", "inference", "errors"},

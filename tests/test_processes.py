@@ -48,7 +48,8 @@ SCRIPT = """
 import atexit, os, sys
 from pathlib import Path
 from ppl_tvae.errors import Diverged
-from ppl_tvae.training import follow, is_follower, resume, train
+from ppl_tvae.trainers import follow, is_follower
+from ppl_tvae.training import resume, train
 from tests.small_runs import small_training
 
 folder = Path(sys.argv[1])

@@ -14,11 +14,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from ppl_tvae.assembly import data_of
 from ppl_tvae.config import Experiment
 from ppl_tvae.errors import Diverged, Interrupted, UserError
 from ppl_tvae.loop import Loop
 from ppl_tvae.runs import open_run
-from ppl_tvae.training import data_of, resume, train, trainer_of
+from ppl_tvae.trainers import trainer_of
+from ppl_tvae.training import resume, train
 from tests.small_runs import BACKENDS, files_in, outcome, small_arguments, small_training
 
 pytestmark = pytest.mark.machine_code

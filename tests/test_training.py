@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from ppl_tvae.assembly import data_of
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan, render
 from ppl_tvae.inference.numpyro import svi
 from ppl_tvae.inference.numpyro.device import to_device as to_jax
 from ppl_tvae.inference.pyro.device import to_device as to_torch
-from ppl_tvae.training import data_of, first_plan, trainer_of
+from ppl_tvae.trainers import first_plan, trainer_of
 from tests.conftest import STANDARD_ERRORS
 from tests.small_runs import BACKENDS
 

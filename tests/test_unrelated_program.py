@@ -63,7 +63,7 @@ def test_regression_trains_and_is_evaluated_to_its_exact_evidence(tmp_path, monk
     run = open_run("run")
     records = {(r["estimator"], r["num_particles"]): r for r in run.evaluations()}
     bound, many = (np.asarray(records[key]["per_sequence"]) for key in (("iwae", 1), ("iwae", 500)))
-    from ppl_tvae.training import data_of
+    from ppl_tvae.assembly import data_of
 
     data = data_of(run.experiment)
     exact = exact_log_evidence(data.source.pixels[data.test_plan(200).image].reshape(-1, 6).astype(np.float64))

@@ -19,6 +19,10 @@ ORDER, CHOICES, FIXED = 1, 2, 3
 BLOCK = 2048
 
 
+# How many sequences a trained program is asked about at a time: its draws depend on this number.
+SEQUENCES_PER_BATCH = 8
+
+
 class Plan(NamedTuple):
     """A batch of B sequences, each described by seven integers; every field is an int32 array with leading axis B.
 
@@ -45,7 +49,7 @@ class Plan(NamedTuple):
         return self.map(lambda field: field[index])
 
 
-def parts(plan: Plan, size: int) -> Iterator[tuple[int, Plan]]:
+def parts(plan: Plan, size: int = SEQUENCES_PER_BATCH) -> Iterator[tuple[int, Plan]]:
     """The plan in parts of `size` sequences, the last one perhaps smaller, each with its number from 0."""
     for index, start in enumerate(range(0, len(plan.image), size)):
         yield index, plan.at(slice(start, start + size))

@@ -6,9 +6,12 @@ draws is uniform. A guide that is too narrow has too many extreme ranks, one tha
 leans to a side.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from tqdm import tqdm
+
+from ppl_tvae.data import SEQUENCES_PER_BATCH, Plan
 
 PROBABILITY = 0.99  # of the simultaneous band: a calibrated quantity leaves it once in a hundred times
 _SIMULATIONS = 1000
@@ -42,6 +45,30 @@ class Calibration(NamedTuple):
             return "too wide: the truth lies in the middle of the draws too often"
         below = abs(self.difference.max()) > abs(self.difference.min())
         return f"shifted: the truth lies {'below' if below else 'above'} the draws too often"
+
+
+def simulated_ranks(
+    ready: Any, plan: Plan, num_sequences: int, num_draws: int, seed: int, quiet: bool = False
+) -> dict[str, np.ndarray]:
+    """Ranks in (0, 1) of the truth among draws of the guide, on sequences simulated from the model, (num_sequences,).
+
+    By site, of one random cell, another one for each sequence, so that ranks are independent; and of
+    log p(x | latents), which hangs on all of them (Modrak et al. 2023, arXiv 2211.02383). ready: an evaluator; of the
+    plan only the shape of its frames counts, and what a mask leaves out.
+    """
+    rng, ranks = np.random.default_rng(seed), dict[str, list[np.ndarray]]()
+    batch = plan.map(lambda field: np.repeat(field[:1], SEQUENCES_PER_BATCH, axis=0))
+    batches = range(-(-num_sequences // SEQUENCES_PER_BATCH))
+    for index in tqdm(batches, desc="calibration", disable=True if quiet else None):
+        truth, draws = ready.simulated(batch, index, num_draws)
+        for name in draws.sites:
+            values, drawn = (each.sites[name].reshape(*each.sites[name].shape[:2], -1) for each in (truth, draws))
+            cell = rng.integers(values.shape[2], size=(1, SEQUENCES_PER_BATCH, 1))
+            one, several = (np.take_along_axis(each, cell, axis=2)[..., 0] for each in (values, drawn))
+            ranks.setdefault(name, []).append(normalised_ranks(one[0], several, rng))
+        likelihoods = normalised_ranks(truth.log_likelihood[0], draws.log_likelihood, rng)
+        ranks.setdefault("log p(x | latents)", []).append(likelihoods)
+    return {name: np.concatenate(own)[:num_sequences] for name, own in ranks.items()}
 
 
 def normalised_ranks(truth: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -105,22 +105,6 @@ def pooled_offset(offsets: Any, capsule_dim: int) -> Any:
     return xp.argmax(xp.sum(xp.astype(votes, xp.int32), axis=1), axis=-1)
 
 
-def first_value_offset(phases: Any, num_values: int) -> Any:
-    """After how many frames the moving factor is at its first value: (B,) whole numbers in 0..num_values-1.
-
-    phases: (B,), the index of the factor's value at time 0; at time s it is (phase + s) modulo num_values. Where the
-    factor passes its first value more than once (num_values < S), this is the first time; the authors' released code
-    takes the time at which the estimate is closest to the truth, which is optimistic. An offset of S or more
-    (num_values > S) lies after the last frame.
-
-    The released code counts the other way: the truth is the phase, the estimate the roll from this frame back to the
-    first (`first` and `other` of `estimated_offsets` exchanged). Where num_values = D a perfect code has a CapCorr of 1
-    by both counts; of another code the two differ a little, since the order of all offsets but 0 is reversed.
-    """
-    _check_range(phases, num_values, "phases")
-    return (num_values - phases) % num_values
-
-
 def capsule_correlation(estimated: Any, true: Any) -> Any:
     """CapCorr, Pearson's correlation over sequences of estimated and true offsets. Higher is better, at most 1.
 

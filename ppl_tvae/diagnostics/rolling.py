@@ -64,7 +64,10 @@ def first_value_times(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether a factor comes to its first value, index 0, and the first time at which it does: (B, S) -> (B,), (B,).
 
     The first time, whatever the capsules say: the authors' released code takes, of several, the one that agrees best
-    with the estimate, which is optimistic. Time 0 for a sequence that never comes there.
+    with the estimate, which is optimistic. It also counts the other way: the truth is the phase, the estimate the roll
+    from this frame back to the first (`first` and `other` of `estimated_offsets` exchanged). Where there are D values a
+    perfect code has a CapCorr of 1 by both counts; of another code the two differ a little, since the order of all
+    offsets but 0 is reversed. Time 0 for a sequence that never comes there.
     """
     at_first = indices == 0
     return at_first.any(axis=1), at_first.argmax(axis=1)

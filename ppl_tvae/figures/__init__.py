@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppl_tvae.assembly import data_of
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import SequenceData
 from ppl_tvae.diagnostics.calibration import calibration
@@ -21,7 +22,6 @@ from ppl_tvae.figures.sequences import (
 from ppl_tvae.files import write
 from ppl_tvae.runs import Run, run_at
 from ppl_tvae.trained import evaluator
-from ppl_tvae.training import data_of
 
 
 class Figure(NamedTuple):

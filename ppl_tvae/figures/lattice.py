@@ -7,13 +7,12 @@ import numpy as np
 
 from ppl_tvae.assembly import lattice_of
 from ppl_tvae.config import Experiment
-from ppl_tvae.data import Plan, SequenceData, parts
+from ppl_tvae.data import SEQUENCES_PER_BATCH, Plan, SequenceData, parts
 from ppl_tvae.diagnostics.energies import cell_correlation, overlap
 from ppl_tvae.diagnostics.selectivity import class_selectivity
 from ppl_tvae.figures.maps import correlation_maps, image_map, selectivity_map
 from ppl_tvae.models.lattice import Lattice
 from ppl_tvae.runs import Run
-from ppl_tvae.trained import SEQUENCES_PER_BATCH
 
 _SEQUENCES, _IMAGES = 200, 2000  # of the test set: over which cells correlate, which a torus prefers
 _FRAMES_PER_BATCH = 144  # as many as 8 sequences of 18

@@ -55,7 +55,7 @@ def _summary(runs: Sequence[Run]) -> Section:
 
 
 def _described(run: Run) -> list[str]:
-    experiment, steps = run.experiment, max((row["step"] for row in run.metrics()), default=0)
+    experiment = run.experiment
     own = experiment.program_file
     prior = " and ".join(dict.fromkeys(experiment.priors.values()))
     count = sum(value.size for value in run.parameters().values())
@@ -66,7 +66,7 @@ def _described(run: Run) -> list[str]:
         experiment.likelihood,
         Path(experiment.data).name,
         experiment.backend,
-        f"{steps:.0f} of {experiment.steps}",
+        f"{run.steps_done} of {experiment.steps}",
         str(experiment.seed),
         f"{count:,}",
     ]
@@ -80,12 +80,12 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
             found.append(
                 f"{name}: bernoulli-grey is a score of grey pixels, not a density; its figures are no log p(x)."
             )
-        if max((row["step"] for row in run.metrics()), default=0) < experiment.steps:
+        if run.steps_done < experiment.steps:
             found.append(f"{name}: training has not reached its last step.")
         if len(run.present_evaluations()) < len(run.evaluations()):
             found.append(f"{name}: estimates of earlier parameters are left out; make them again.")
         if run.diagnosis() and not run.present_diagnosis():
-            found.append(f"{name}: diagnosis.json is of earlier parameters; make it again.")
+            found.append(f"{name}: a diagnosis of earlier parameters is left out; make it again.")
         found += [f"{name}, {words}" for words in predictive_warnings(run)]
         verdicts = {
             r["notes"]["verdict"]
@@ -148,7 +148,7 @@ def _compared(compared: comparison.Comparison) -> list[Any]:
 
 def _equivariance(runs: Sequence[Run]) -> Section:
     parts: list[Any] = []
-    records = {run.name: run.diagnosis().get("equivariance", []) for run in runs}
+    records = {run.name: run.present_diagnosis().get("equivariance", []) for run in runs}
     meanings = {record["metric"]: record for own in records.values() for record in own}
     if meanings:
         rows = [
@@ -168,9 +168,9 @@ def _equivariance(runs: Sequence[Run]) -> Section:
             "rolls shows no equivariance, however low E_eq is."
         )
     parts += [
-        f"No diagnosis in {run.name} yet: ppl-tvae diagnose {shlex.quote(str(run.path))}"
+        f"No diagnosis of the parameters in {run.name} yet: ppl-tvae diagnose {shlex.quote(str(run.path))}"
         for run in runs
-        if not run.diagnosis()
+        if not run.present_diagnosis()
     ]
     return Section("Does the code roll while the image moves?", parts)
 

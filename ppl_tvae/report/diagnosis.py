@@ -16,7 +16,7 @@ from ppl_tvae.runs import Run
 
 def diagnosis_sections(run: Run) -> list[Section]:
     """One section for each part of diagnosis.json that is there."""
-    found = run.diagnosis()
+    found = run.present_diagnosis()
     charts = diagnosis_charts(found)
     sections = []
     for heading, key, parts in (
@@ -36,7 +36,7 @@ def diagnosis_sections(run: Run) -> list[Section]:
 
 def _fit(run: Run) -> Section:
     """The guide against MCMC, and against a guide fitted to each sequence."""
-    found, parts = run.diagnosis(), list[Any]()
+    found, parts = run.present_diagnosis(), list[Any]()
     if mcmc := found.get("mcmc"):
         doubted = [name for name, each in mcmc["convergence"].items() if each["verdict"].startswith(NOT_BELIEVABLE)]
         parts.append(Warning(f"{run.name}: {mcmc['verdict']}.") if doubted else f"{mcmc['verdict']}.")
@@ -67,7 +67,7 @@ def _against(judged: Mapping[str, Any], compared: Mapping[str, Any]) -> list[str
 def predictive_warnings(run: Run) -> list[str]:
     """A sentence for each kind of replicates with extreme p-values."""
     sentences = []
-    records = run.diagnosis().get("predictive_checks", [])
+    records = run.present_diagnosis().get("predictive_checks", [])
     for kind in ("posterior", "prior"):
         names = [r["statistic"].replace("_", " ") for r in records if r["replicates"] == kind and r["extreme"]]
         if names:

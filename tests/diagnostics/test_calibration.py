@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from ppl_tvae.data import Plan
-from ppl_tvae.diagnosis import simulated_ranks
-from ppl_tvae.diagnostics.calibration import calibration, normalised_ranks
+from ppl_tvae.diagnostics.calibration import calibration, normalised_ranks, simulated_ranks
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
 from ppl_tvae.inference.numpyro.evaluator import Evaluator as NumpyroEvaluator
 from ppl_tvae.inference.pyro.device import on_device as on_torch

@@ -13,7 +13,6 @@ from ppl_tvae.diagnostics.equivariance import (
     capsule_correlation_standard_error,
     equivariance_error,
     estimated_offsets,
-    first_value_offset,
     mean_capsule_correlation_standard_error,
     pooled_offset,
     rolled_from,
@@ -175,15 +174,6 @@ def test_pooled_offset_is_the_mode_and_the_smallest_of_several():
     np.testing.assert_array_equal(pooled_offset(offsets, 5), [3, 0, 1, 4])
 
 
-def test_first_value_is_reached_after_the_offset_and_not_before():
-    for num_values in (1, 5, 15):
-        phases = np.arange(num_values)
-        offsets = first_value_offset(phases, num_values)
-        for phase, offset in zip(phases, offsets, strict=True):
-            values = [(phase + s) % num_values for s in range(num_values)]
-            assert values.index(0) == offset
-
-
 def test_correlation_is_numpys_per_capsule_and_pooled():
     true = np.random.default_rng(1).integers(0, 15, 200)
     estimated = (true[:, None] + np.random.default_rng(2).integers(0, 9, (200, 4))) % 15
@@ -196,7 +186,7 @@ def test_correlation_is_numpys_per_capsule_and_pooled():
 def test_a_rolling_code_has_correlation_one(make):
     B, S, D = 60, 9, 9
     phases = make(np.random.default_rng(3).integers(0, S, B))
-    true = first_value_offset(phases, S)
+    true = (S - phases) % S  # when the factor is at its first value
     capsules = make(rolling(B, S, 4, D).astype(np.float32))
     offsets = estimated_offsets(capsules, make(np.zeros(B, np.int64)), true)
     np.testing.assert_array_equal(offsets, np.broadcast_to(np.asarray(true)[:, None], (B, 4)))
@@ -256,7 +246,6 @@ def test_libraries_agree(make):
     offsets = estimated_offsets(make(capsules), make(first), make(other))
     np.testing.assert_array_equal(offsets, estimated_offsets(capsules, first, other))
     np.testing.assert_array_equal(pooled_offset(offsets, 7), pooled_offset(np.asarray(offsets), 7))
-    np.testing.assert_array_equal(first_value_offset(make(first), 6), first_value_offset(first, 6))
     expected = capsule_correlation(np.asarray(offsets), first)
     np.testing.assert_allclose(capsule_correlation(offsets, make(first)), expected, rtol=1e-5, atol=1e-6)
 
@@ -288,7 +277,6 @@ CAPSULES = noise(2, 3, 4, 5)
         (lambda: estimated_offsets(CAPSULES * np.inf, TIMES, TIMES), "found nan or infinity"),
         (lambda: pooled_offset(TIMES, 5), r"\(batch, capsule\), found \(2,\)"),
         (lambda: pooled_offset(np.array([[5, 0]]), 5), r"offsets in 0\.\.4, found 5"),
-        (lambda: first_value_offset(np.array([0, 15]), 15), r"phases in 0\.\.14, found 15"),
         (lambda: capsule_correlation(np.zeros((3, 2)), TIMES), r"found \(3, 2\) and \(2,\)"),
         (lambda: capsule_correlation(TIMES, np.zeros((2, 1))), r"found \(2,\) and \(2, 1\)"),
         (lambda: capsule_correlation(TIMES[:1], TIMES[:1]), "2 or more sequences to correlate, found 1"),

@@ -7,7 +7,7 @@ import pytest
 
 from ppl_tvae.data import Plan
 from ppl_tvae.diagnostics import rolling
-from ppl_tvae.diagnostics.equivariance import capsule_correlation, first_value_offset
+from ppl_tvae.diagnostics.equivariance import capsule_correlation
 from tests.conftest import STANDARD_ERRORS
 
 S, C, D = 6, 3, 6
@@ -80,7 +80,7 @@ def test_first_times_are_those_of_phases_and_of_any_values():
     plan = a_plan(50)
     reaches, times = rolling.first_value_times(rolling.moving_indices(DATA, plan))
     assert reaches.all()
-    np.testing.assert_array_equal(times, first_value_offset(plan.phase, S))
+    np.testing.assert_array_equal(times, (S - plan.phase) % S)
     indices = np.array([[2, 0, 1, 2, 0, 1], [1, 2, 3, 4, 5, 6], [0, 1, 0, 1, 0, 1]])
     reaches, times = rolling.first_value_times(indices)
     np.testing.assert_array_equal(reaches, [True, False, True])

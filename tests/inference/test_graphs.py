@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppl_tvae.assembly import assemble
+from ppl_tvae.assembly import assemble, data_of, renderer
 from ppl_tvae.inference.objective import ELBO, Objective
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.inference.pyro import graphs
 from ppl_tvae.inference.pyro import svi as pyro_svi
 from ppl_tvae.inference.pyro.device import on_device, to_device
-from ppl_tvae.training import batched, data_of, renderer, trainer_of
+from ppl_tvae.trainers import trainer_of
+from ppl_tvae.training import batched
 from tests.small_runs import small_training
 
 BATCH, STEPS, SEED = 4, 12, 3

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.utils.checkpoint
 
-from ppl_tvae.assembly import assemble
+from ppl_tvae.assembly import assemble, data_of
 from ppl_tvae.catalogue import GUIDES, OBJECTIVES
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.numpyro import tracing as numpyro_tracing
@@ -31,7 +31,7 @@ from ppl_tvae.inference.pyro.objectives import elbo as pyro_elbo
 from ppl_tvae.inference.pyro.objectives import is_vectorised
 from ppl_tvae.inference.pyro.objectives import renyi_bound as pyro_renyi_bound
 from ppl_tvae.program import Program
-from ppl_tvae.training import data_of, trainer_of
+from ppl_tvae.trainers import trainer_of
 from tests.conftest import STANDARD_ERRORS
 from tests.inference import linear_gaussian
 from tests.small import random_parameters, small_experiment, small_frames

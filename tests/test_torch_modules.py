@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from ppl_tvae import Experiment, evaluate, train
+from ppl_tvae.assembly import data_of
 from ppl_tvae.runs import open_run
 from ppl_tvae.trained import evaluator
-from ppl_tvae.training import data_of
 
 PROGRAM = """
 from __future__ import annotations
