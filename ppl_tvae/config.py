@@ -327,9 +327,8 @@ def _check_swaps(resolved: Experiment) -> None:
             f"expected guide 'mean-field' with prior 'hyperspherical', whose posterior is power spherical, found "
             f"'{resolved.guide}'"
         )
-    if (spherical or resolved.guide == "mixture") and resolved.capsule_dim == 1:
-        what = "prior 'hyperspherical'" if spherical else "guide 'mixture'"
-        raise UserError(f"expected capsule_dim of at least 2 with {what}, found 1")
+    if spherical and resolved.capsule_dim == 1:
+        raise UserError("expected capsule_dim of at least 2 with prior 'hyperspherical', found 1")
 
 
 def _check_objective(resolved: Experiment) -> None:

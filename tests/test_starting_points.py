@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyro
 import pytest
 import torch
 
@@ -133,3 +134,16 @@ def test_a_file_that_exists_is_kept(tmp_path, capsys):
         assert word in capsys.readouterr().err
     assert cli.main(["new", "tvae", str(tmp_path / "b.py"), "--backend", "stan"]) == 2
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("model", ["tvae", "vae"])
+def test_pyro_runs_it_with_particles_as_a_plate(model, tmp_path):
+    """As `Trace_ELBO(vectorize_particles=True)` of the host does: a further axis before the sequences."""
+    write_starting_point(model, tmp_path / "own.py", "pyro")
+    program = load_program(tmp_path / "own.py")
+    frames = (torch.rand(2, 18, 28, 28, 3) > 0.5).float()
+    with pyro.get_param_store().scope():
+        elbo = pyro.infer.Trace_ELBO(num_particles=2, vectorize_particles=True, max_plate_nesting=1)
+        program.guide(frames)
+        program.model(frames)
+        assert np.isfinite(elbo.loss(program.model, program.guide, frames))

@@ -2,6 +2,8 @@
 
 import jax
 import numpy as np
+import numpyro
+import pyro
 import pytest
 import torch
 from scipy import integrate, stats
@@ -81,3 +83,28 @@ def test_grey_bernoulli_is_the_cross_entropy_and_agrees_with_bernoulli_on_binary
         binary = torch.full((3,), value, dtype=torch.float64)
         host = torch.distributions.Bernoulli(logits=torch.tensor(logits)).log_prob(binary)
         torch.testing.assert_close(pyro_likelihoods.GreyBernoulli(torch.tensor(logits)).log_prob(binary), host)
+
+
+@pytest.mark.parametrize("likelihoods", [numpyro_likelihoods, pyro_likelihoods])
+@pytest.mark.parametrize("name", ["bernoulli", "bernoulli_grey", "continuous_bernoulli"])
+def test_pixels_outside_the_support_are_refused_where_the_host_validates(likelihoods, name):
+    """Grey pixels are none of a Bernoulli's, nor those beyond [0, 1] of the others."""
+    inside, outside = ({0.0, 1.0}, 0.5) if name == "bernoulli" else ({0.25, 1.0}, 7.0)
+    xp = jax.numpy if likelihoods is numpyro_likelihoods else torch
+    with numpyro.validation_enabled(), pyro.validation_enabled():
+        pixels = getattr(likelihoods, name)(xp.zeros((1, 1, 1, 1)))
+        for value in inside:
+            assert np.isfinite(float(pixels.log_prob(xp.full((1, 1, 1, 1), value))))
+        if xp is torch:
+            with pytest.raises(ValueError, match="support"):
+                pixels.log_prob(xp.full((1, 1, 1, 1), outside))
+        else:
+            with pytest.warns(UserWarning, match="Out-of-support values"):
+                pixels.log_prob(xp.full((1, 1, 1, 1), outside))
+
+
+@pytest.mark.parametrize("logit", [-100.0, -20.0, -1.0, 0.0, 1.0, 20.0, 100.0])
+def test_continuous_bernoulli_draws_are_pixels_for_any_uniform_number(logit):
+    drawn = densities.continuous_bernoulli_quantile(torch.full((4,), logit), torch.tensor([0.0, 1e-30, 0.5, 1 - 1e-7]))
+    assert ((drawn >= 0) & (drawn <= 1)).all()
+    assert (drawn.diff() >= 0).all()

@@ -101,3 +101,39 @@ def test_a_direction_is_of_length_one_even_of_nothing():
     for directed in (on_numpyro.direction(jnp.asarray(vectors)), on_pyro.direction(torch.tensor(vectors))):
         np.testing.assert_allclose(np.linalg.norm(directed, axis=-1), 1, rtol=1e-12)
         np.testing.assert_allclose(directed[2:], [direction(5)] * 2, rtol=1e-9)
+
+
+NEAR = (0.0, 1e-7, 1e-5, 1e-3, 1.0, math.pi - 1e-5, math.pi)
+
+
+@pytest.mark.parametrize("angle", NEAR)
+def test_draws_lie_around_any_direction_in_single_precision(angle):
+    """Also around the axis that draws begin from, and around its opposite; within 0.06 of a radian by concentration."""
+    loc = np.array([math.cos(angle), math.sin(angle), 0.0, 0.0], np.float32)
+    ours = on_numpyro.PowerSpherical(jnp.asarray(loc), jnp.float32(1e4)).sample(jax.random.key(0), (1000,))
+    theirs = on_pyro.PowerSpherical(torch.tensor(loc), torch.tensor(1e4)).sample((1000,))
+    for draws in (np.asarray(ours), theirs.numpy()):
+        assert np.linalg.norm(draws - loc, axis=-1).max() < 0.08
+
+
+@pytest.mark.parametrize(
+    "vector", [(0.0, 0.0, 0.0, 0.0), (2.0, 0.0, 0.0, 0.0), (2.0, 1e-6, 0.0, 0.0), (-2.0, 1e-6, 0.0, 0.0)]
+)
+@pytest.mark.parametrize("compiled", [True, False])
+def test_gradients_of_draws_and_densities_are_finite_for_any_vector(vector, compiled):
+    """A black frame's encoding is zero before training."""
+
+    def ours(values):
+        guide = on_numpyro.PowerSpherical(on_numpyro.direction(values), jnp.float32(3.0))
+        drawn = guide.sample(jax.random.key(0), (100,))
+        return jnp.sum(drawn * jnp.arange(4)) + jnp.sum(guide.log_prob(drawn))
+
+    gradient = (jax.jit if compiled else lambda f: f)(jax.grad(ours))(jnp.asarray(vector, jnp.float32))
+    assert np.abs(np.asarray(gradient)).max() < 1e4
+    values = torch.tensor(vector, dtype=torch.float32, requires_grad=True)
+    guide = on_pyro.PowerSpherical(on_pyro.direction(values), torch.tensor(3.0))
+    drawn = guide.rsample((100,))
+    (gradient,) = torch.autograd.grad((drawn * torch.arange(4)).sum() + guide.log_prob(drawn).sum(), values)
+    assert gradient.abs().max() < 1e4
+    if not any(vector):
+        assert not gradient.any()

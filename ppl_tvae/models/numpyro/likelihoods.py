@@ -13,10 +13,11 @@ import jax.numpy as jnp
 import numpyro
 import numpyro.distributions as dist
 from numpyro.distributions import constraints
+from numpyro.distributions.util import validate_sample
 
 from ppl_tvae.models import densities
 
-FRAME_DIMS = 4
+FRAME_EVENT_DIMS = 4
 
 
 class GreyBernoulli(dist.Distribution):
@@ -36,6 +37,7 @@ class GreyBernoulli(dist.Distribution):
         shape = sample_shape + self.batch_shape
         return jax.random.bernoulli(key, self.mean, shape).astype(self.logits.dtype)
 
+    @validate_sample
     def log_prob(self, value: jax.Array) -> jax.Array:
         return value * self.logits - jax.nn.softplus(self.logits)
 
@@ -52,6 +54,7 @@ class ContinuousBernoulli(GreyBernoulli):
         probability = jax.random.uniform(key, shape, dtype=self.logits.dtype)
         return densities.continuous_bernoulli_quantile(jnp.broadcast_to(self.logits, shape), probability)
 
+    @validate_sample
     def log_prob(self, value: jax.Array) -> jax.Array:
         return super().log_prob(value) + densities.continuous_bernoulli_log_normalizer(self.logits)
 
@@ -61,31 +64,36 @@ class ContinuousBernoulli(GreyBernoulli):
 
 
 class Bernoulli(dist.BernoulliLogits):
-    """The host's, without its passes over the pixels that keep infinite logits from NaN; ours are finite."""
+    """The host's, without its passes over the pixels that keep infinite logits from NaN; ours are finite.
 
+    They also made grey values impossible. Here only validation does, which is off while we train and evaluate: the
+    check before training refuses such frames.
+    """
+
+    @validate_sample
     def log_prob(self, value: jax.Array) -> jax.Array:
         return value * self.logits - jax.nn.softplus(self.logits)
 
 
 def bernoulli(logits: jax.Array) -> dist.Distribution:
     """Binary pixels (a probability)."""
-    return Bernoulli(logits=logits).to_event(FRAME_DIMS)
+    return Bernoulli(logits=logits).to_event(FRAME_EVENT_DIMS)
 
 
 def bernoulli_grey(logits: jax.Array) -> dist.Distribution:
     """Grey pixels, cross-entropy (the paper's; not a normalised density)."""
-    return GreyBernoulli(logits).to_event(FRAME_DIMS)
+    return GreyBernoulli(logits).to_event(FRAME_EVENT_DIMS)
 
 
 def continuous_bernoulli(logits: jax.Array) -> dist.Distribution:
     """Grey pixels, a density on [0, 1]."""
-    return ContinuousBernoulli(logits).to_event(FRAME_DIMS)
+    return ContinuousBernoulli(logits).to_event(FRAME_EVENT_DIMS)
 
 
 def normal(logits: jax.Array) -> dist.Distribution:
     """Grey pixels, a density on the real line: mean sigmoid(logits), one learned scale for all pixels."""
     scale = numpyro.param("likelihood.scale", jnp.asarray(0.2), constraint=constraints.positive)
-    return dist.Normal(jax.nn.sigmoid(logits), scale).to_event(FRAME_DIMS)
+    return dist.Normal(jax.nn.sigmoid(logits), scale).to_event(FRAME_EVENT_DIMS)
 
 
 LIKELIHOODS: dict[str, Callable[[jax.Array], Any]] = {

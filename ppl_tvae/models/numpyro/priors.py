@@ -16,6 +16,7 @@ from numpyro.distributions import constraints
 from ppl_tvae.models.latent import Latent
 from ppl_tvae.models.numpyro.networks import encoder, lecun_normal
 from ppl_tvae.models.numpyro.spherical import HypersphericalUniform
+from ppl_tvae.models.numpyro.stable import StudentT
 
 DEGREES_OF_FREEDOM = 5.0  # of student-t; where student-t-learned starts
 COMPONENTS = 4  # of mixture
@@ -42,7 +43,7 @@ def student_t_learned(latent: Latent, frames: jax.Array) -> dist.Distribution:
     """Independent Student-t of scale 1 with learned degrees of freedom, one number for the latent."""
     name = f"prior.{latent.name}.degrees_of_freedom"
     nu = numpyro.param(name, lambda _: jnp.asarray(DEGREES_OF_FREEDOM), constraint=constraints.positive)
-    return dist.StudentT(nu, 0.0, 1.0).expand(latent.shape).to_event(3)
+    return StudentT(nu, 0.0, 1.0).expand(latent.shape).to_event(3)
 
 
 def mixture(latent: Latent, frames: jax.Array) -> dist.Distribution:

@@ -15,6 +15,8 @@ from jax.scipy.special import digamma, gammaln
 from numpyro.distributions import constraints
 from numpyro.distributions.kl import kl_divergence
 
+_NO_LENGTH = 1e-24  # squared: a shorter vector is taken for zero
+
 
 class PowerSpherical(dist.Distribution):
     """p(x) proportional to (1 + loc . x) ** concentration; loc (..., D) of length 1, concentration (...,) positive."""
@@ -36,7 +38,7 @@ class PowerSpherical(dist.Distribution):
         across = across / jnp.linalg.norm(across, axis=-1, keepdims=True)
         # 2 sqrt(b (1 - b)) is sqrt(1 - (2 b - 1)**2); the least number keeps its derivative finite.
         height = 2 * jnp.sqrt(jnp.maximum(along * (1 - along), jnp.finfo(along.dtype).tiny))
-        return _reflected(jnp.concatenate([2 * along - 1, height * across], axis=-1), self.loc)
+        return _around(self.loc, jnp.concatenate([2 * along - 1, height * across], axis=-1))
 
     def log_prob(self, value: jax.Array) -> jax.Array:
         """Nats, with respect to the area of the sphere: (...,)."""
@@ -85,17 +87,27 @@ def _kl_power_spherical_uniform(p: PowerSpherical, q: HypersphericalUniform) -> 
 
 
 def direction(vector: jax.Array) -> jax.Array:
-    """The vector (..., D) at length 1; the first axis where it is zero, as an untrained encoder's of a black frame."""
-    shifted = vector + 1e-12 * _first_axis(vector)
-    return shifted / jnp.linalg.norm(shifted, axis=-1, keepdims=True)
+    """The vector (..., D) at length 1; where it is zero, as an untrained encoder's of a black frame, the first axis.
+
+    There the gradient is zero: no direction is nearer than another.
+    """
+    squared = jnp.sum(vector**2, axis=-1, keepdims=True)
+    known = squared > _NO_LENGTH
+    return jnp.where(known, vector / jnp.sqrt(jnp.where(known, squared, 1)), _first_axis(vector))
 
 
 def _first_axis(like: jax.Array) -> jax.Array:
     return jnp.zeros_like(like).at[..., 0].set(1)
 
 
-def _reflected(x: jax.Array, loc: jax.Array) -> jax.Array:
-    """x, given around the first axis, around loc instead: the reflection that takes one to the other."""
-    normal = _first_axis(loc) - loc
-    squared = jnp.sum(normal**2, axis=-1, keepdims=True) + jnp.finfo(loc.dtype).tiny  # nothing to reflect is no 0/0
-    return x - 2 * jnp.sum(normal * x, axis=-1, keepdims=True) / squared * normal
+def _around(loc: jax.Array, x: jax.Array) -> jax.Array:
+    """x, drawn around the first axis, around loc instead: mirrored from that axis to loc.
+
+    Where loc is nearer to that axis than to its opposite, x is first turned to the opposite: mirrors of two vectors
+    that almost agree lose all digits, and their gradients have no limit.
+    """
+    first, sign = _first_axis(loc), jnp.where(loc[..., :1] > 0, -1, 1)
+    turned = jnp.concatenate([sign * x[..., :1], x[..., 1:]], axis=-1)
+    normal = sign * first - loc
+    squared = jnp.sum(normal**2, axis=-1, keepdims=True)
+    return turned - 2 * jnp.sum(normal * turned, axis=-1, keepdims=True) / squared * normal

@@ -15,6 +15,7 @@ from ppl_tvae.models.latent import Latent
 from ppl_tvae.models.pyro.mixtures import DiagonalNormalMixture
 from ppl_tvae.models.pyro.networks import features, lecun_normal, linear, moments, outputs
 from ppl_tvae.models.pyro.spherical import PowerSpherical, direction
+from ppl_tvae.models.pyro.stable import LowRankNormal
 
 RANK = 4  # of low-rank: directions in each capsule in which positions vary together
 FLOW_STEPS = 2  # of iaf
@@ -51,7 +52,7 @@ def low_rank(latent: Latent, frames: Tensor) -> dist.TorchDistribution:
     _, capsules, positions = latent.shape
     factor = linear(f"guide.{latent.name}.factor", own, capsules * positions * RANK).reshape(*loc.shape, RANK)
     # A tenth, so that at the start the diagonal leads.
-    return dist.LowRankMultivariateNormal(loc, 0.1 * factor, scale**2).to_event(2)
+    return LowRankNormal(loc, 0.1 * factor, scale**2).to_event(2)
 
 
 def iaf(latent: Latent, frames: Tensor) -> dist.TorchDistribution:
@@ -127,7 +128,10 @@ def _masks(size: int, width: int, reverse: bool, dtype: torch.dtype, device: tor
 
 
 def _flow(name: str, context: Tensor, reverse: bool) -> AffineAutoregressive:
-    """x -> mean(x) + exp(log_scale(x)) * x over the last dimension; the identity before training."""
+    """x -> mean(x) + exp(log_scale(x)) * x over the last dimension; the identity before training.
+
+    The host keeps log_scale between -5 and 3.
+    """
     size = context.shape[-1]
     width = 4 * size
     into, out = _masks(size, width, reverse, context.dtype, context.device)

@@ -16,7 +16,7 @@ from torch.distributions import constraints
 
 from ppl_tvae.models import densities
 
-FRAME_DIMS = 4
+FRAME_EVENT_DIMS = 4
 
 
 class GreyBernoulli(dist.TorchDistribution):
@@ -39,6 +39,8 @@ class GreyBernoulli(dist.TorchDistribution):
         return torch.bernoulli(torch.sigmoid(self.logits).expand(self._extended_shape(torch.Size(sample_shape))))
 
     def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
         # the host's fused kernel of value * logits - softplus(logits)
         logits, value = torch.broadcast_tensors(self.logits, value)
         return -torch.nn.functional.binary_cross_entropy_with_logits(logits, value, reduction="none")
@@ -54,7 +56,8 @@ class ContinuousBernoulli(GreyBernoulli):
     def sample(self, sample_shape: Any = ()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         probability = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
-        return densities.continuous_bernoulli_quantile(self.logits.expand(shape), probability)
+        with torch.no_grad():
+            return densities.continuous_bernoulli_quantile(self.logits.expand(shape), probability)
 
     def log_prob(self, value: Tensor) -> Tensor:
         return super().log_prob(value) + densities.continuous_bernoulli_log_normalizer(self.logits)
@@ -66,23 +69,23 @@ class ContinuousBernoulli(GreyBernoulli):
 
 def bernoulli(logits: Tensor) -> Any:
     """Binary pixels (a probability)."""
-    return dist.Bernoulli(logits=logits).to_event(FRAME_DIMS)
+    return dist.Bernoulli(logits=logits).to_event(FRAME_EVENT_DIMS)
 
 
 def bernoulli_grey(logits: Tensor) -> Any:
     """Grey pixels, cross-entropy (the paper's; not a normalised density)."""
-    return GreyBernoulli(logits).to_event(FRAME_DIMS)
+    return GreyBernoulli(logits).to_event(FRAME_EVENT_DIMS)
 
 
 def continuous_bernoulli(logits: Tensor) -> Any:
     """Grey pixels, a density on [0, 1]."""
-    return ContinuousBernoulli(logits).to_event(FRAME_DIMS)
+    return ContinuousBernoulli(logits).to_event(FRAME_EVENT_DIMS)
 
 
 def normal(logits: Tensor) -> Any:
     """Grey pixels, a density on the real line: mean sigmoid(logits), one learned scale for all pixels."""
     scale = pyro.param("likelihood.scale", lambda: torch.tensor(0.2), constraint=constraints.positive)
-    return dist.Normal(torch.sigmoid(logits), scale).to_event(FRAME_DIMS)
+    return dist.Normal(torch.sigmoid(logits), scale).to_event(FRAME_EVENT_DIMS)
 
 
 LIKELIHOODS: dict[str, Callable[[Tensor], Any]] = {

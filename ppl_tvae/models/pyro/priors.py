@@ -16,6 +16,7 @@ from torch import Tensor
 from ppl_tvae.models.latent import Latent
 from ppl_tvae.models.pyro.networks import encoder, lecun_normal
 from ppl_tvae.models.pyro.spherical import HypersphericalUniform
+from ppl_tvae.models.pyro.stable import StudentT
 
 DEGREES_OF_FREEDOM = 5.0  # of student-t; where student-t-learned starts
 COMPONENTS = 4  # of mixture
@@ -43,7 +44,7 @@ def student_t_learned(latent: Latent, frames: Tensor) -> dist.TorchDistribution:
     """Independent Student-t of scale 1 with learned degrees of freedom, one number for the latent."""
     name = f"prior.{latent.name}.degrees_of_freedom"
     nu = pyro.param(name, lambda: torch.tensor(DEGREES_OF_FREEDOM), constraint=constraints.positive)
-    return dist.StudentT(nu, torch.zeros(()), torch.ones(())).expand(latent.shape).to_event(3)
+    return StudentT(nu, torch.zeros(()), torch.ones(())).expand(latent.shape).to_event(3)
 
 
 def mixture(latent: Latent, frames: Tensor) -> dist.TorchDistribution:

@@ -13,6 +13,8 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions import register_kl
 
+_NO_LENGTH = 1e-24  # squared: a shorter vector is taken for zero
+
 
 class PowerSpherical(dist.TorchDistribution):
     """p(x) proportional to (1 + loc . x) ** concentration; loc (..., D) of length 1, concentration (...,) positive."""
@@ -39,7 +41,7 @@ class PowerSpherical(dist.TorchDistribution):
         across = across / torch.linalg.norm(across, dim=-1, keepdim=True)
         # 2 sqrt(b (1 - b)) is sqrt(1 - (2 b - 1)**2); the least number keeps its derivative finite.
         height = 2 * torch.sqrt(torch.clamp(along * (1 - along), min=torch.finfo(along.dtype).tiny))
-        return _reflected(torch.cat([2 * along - 1, height * across], dim=-1), self.loc)
+        return _around(self.loc, torch.cat([2 * along - 1, height * across], dim=-1))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Nats, with respect to the area of the sphere: (...,)."""
@@ -95,9 +97,13 @@ def _kl_power_spherical_uniform(p: PowerSpherical, q: HypersphericalUniform) -> 
 
 
 def direction(vector: Tensor) -> Tensor:
-    """The vector (..., D) at length 1; the first axis where it is zero, as an untrained encoder's of a black frame."""
-    shifted = vector + 1e-12 * _first_axis(vector)
-    return shifted / torch.linalg.norm(shifted, dim=-1, keepdim=True)
+    """The vector (..., D) at length 1; where it is zero, as an untrained encoder's of a black frame, the first axis.
+
+    There the gradient is zero: no direction is nearer than another.
+    """
+    squared = torch.sum(vector**2, dim=-1, keepdim=True)
+    known = squared > _NO_LENGTH
+    return torch.where(known, vector / torch.sqrt(torch.where(known, squared, 1)), _first_axis(vector))
 
 
 def _first_axis(like: Tensor) -> Tensor:
@@ -106,8 +112,14 @@ def _first_axis(like: Tensor) -> Tensor:
     return first
 
 
-def _reflected(x: Tensor, loc: Tensor) -> Tensor:
-    """x, given around the first axis, around loc instead: the reflection that takes one to the other."""
-    normal = _first_axis(loc) - loc
-    squared = torch.sum(normal**2, dim=-1, keepdim=True) + torch.finfo(loc.dtype).tiny  # nothing to reflect is no 0/0
-    return x - 2 * torch.sum(normal * x, dim=-1, keepdim=True) / squared * normal
+def _around(loc: Tensor, x: Tensor) -> Tensor:
+    """x, drawn around the first axis, around loc instead: mirrored from that axis to loc.
+
+    Where loc is nearer to that axis than to its opposite, x is first turned to the opposite: mirrors of two vectors
+    that almost agree lose all digits, and their gradients have no limit.
+    """
+    first, sign = _first_axis(loc), torch.where(loc[..., :1] > 0, -1, 1)
+    turned = torch.cat([sign * x[..., :1], x[..., 1:]], dim=-1)
+    normal = sign * first - loc
+    squared = torch.sum(normal**2, dim=-1, keepdim=True)
+    return turned - 2 * torch.sum(normal * turned, dim=-1, keepdim=True) / squared * normal

@@ -48,8 +48,8 @@ def guide(frames: jax.Array) -> None:
 def decoder(t: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Logits of the pixels, shaped as the frames."""
     height, width, channel = shape[-3:]
-    logits = mlp("decoder", t.reshape(*t.shape[:2], -1), (*HIDDEN[::-1], height * width * channel))
-    return logits.reshape(*t.shape[:2], height, width, channel)
+    logits = mlp("decoder", t.reshape(*t.shape[:-2], -1), (*HIDDEN[::-1], height * width * channel))
+    return logits.reshape(*t.shape[:-2], height, width, channel)
 
 
 def encoder(name: str, frames: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -48,8 +48,8 @@ def guide(frames: Tensor) -> None:
 def decoder(t: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Logits of the pixels, shaped as the frames."""
     height, width, channel = shape[-3:]
-    logits = mlp("decoder", t.reshape(*t.shape[:2], -1), (*HIDDEN[::-1], height * width * channel))
-    return logits.reshape(*t.shape[:2], height, width, channel)
+    logits = mlp("decoder", t.reshape(*t.shape[:-2], -1), (*HIDDEN[::-1], height * width * channel))
+    return logits.reshape(*t.shape[:-2], height, width, channel)
 
 
 def encoder(name: str, frames: Tensor) -> tuple[Tensor, Tensor]:
