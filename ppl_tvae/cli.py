@@ -1,7 +1,6 @@
 """The command line: calls the functions of the package and prints. Imports nothing heavy before it must."""
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +12,7 @@ from ppl_tvae import catalogue
 from ppl_tvae.arguments import EXIT_BAD_INPUT, command_parser
 from ppl_tvae.config import Experiment, read_settings, read_toml
 from ppl_tvae.errors import Diverged, Interrupted, UserError
+from ppl_tvae.plain import to_json
 
 if TYPE_CHECKING:
     from ppl_tvae.runs import Run
@@ -145,7 +145,7 @@ def _check(options: argparse.Namespace) -> None:
     if options.graph:
         draw_graph(experiment, options.graph)
     if options.json:
-        print(json.dumps(rows, indent=2))
+        print(to_json(rows, indent=2))
     else:
         print(f"{experiment.model} is a program that {experiment.backend} can train")
         print(as_text(rows))
@@ -189,7 +189,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         device=options.device,
         seed=options.seed,
     )
-    print(json.dumps(records, indent=2) if options.json else as_text(records))
+    print(to_json(records, indent=2) if options.json else as_text(records))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -198,7 +198,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     compared = comparison.compare([open_run(directory) for directory in options.directories])
     if options.json:
-        print(json.dumps(comparison.as_json(compared), indent=2))
+        print(to_json(comparison.as_json(compared), indent=2))
     elif options.csv:
         print(comparison.as_csv(compared), end="")
     else:
@@ -227,7 +227,7 @@ def _diagnose(options: argparse.Namespace) -> None:
         backend=options.backend,
         device=options.device,
     )
-    print(json.dumps(found, indent=2) if options.json else as_text(run, found))
+    print(to_json(found, indent=2) if options.json else as_text(run, found))
 
 
 def _guide_checks(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -296,7 +296,7 @@ def _reproduce(options: argparse.Namespace) -> None:
 
 def _models(options: argparse.Namespace) -> None:
     if options.json:
-        print(json.dumps(catalogue.KINDS, indent=2))
+        print(to_json(catalogue.KINDS, indent=2))
         return
     for kind, names in catalogue.KINDS.items():
         print(f"{kind}:")
@@ -314,7 +314,8 @@ def _data(options: argparse.Namespace) -> None:
         raise UserError(f"expected the name of a data set after 'data {options.action}', found none; see 'data list'")
     if options.action == "fetch":
         paths = data.fetch(options.name, options.data_dir)
-        _show(options, {"files": [str(path) for path in paths]}, "\n".join(str(path) for path in paths))
+        found = [str(path) for path in paths.values()]
+        _show(options, {"files": found}, "\n".join(found))
         return
     from ppl_tvae.figures.sequences import data_sheet
 
@@ -323,7 +324,7 @@ def _data(options: argparse.Namespace) -> None:
 
 
 def _show(options: argparse.Namespace, values: dict[str, Any], text: str) -> None:
-    print(json.dumps(values, indent=2) if options.json else text)
+    print(to_json(values, indent=2) if options.json else text)
 
 
 def _given_settings(options: argparse.Namespace) -> dict[str, Any]:

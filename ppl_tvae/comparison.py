@@ -15,7 +15,8 @@ from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.runs import Run, estimate_name, run_at
 from ppl_tvae.tables import aligned
 
-# What must be the same for two numbers to measure the same thing.
+# What must be the same for two numbers to measure the same thing; data of the user's own are, wherever they lie, by
+# their name and digest.
 _CONDITIONS = (
     "likelihood", "data", "data_digest", "transforms", "split", "validation_fraction", "num_timesteps", "unit",
 )  # fmt: skip
@@ -104,28 +105,31 @@ def as_text(comparison: Comparison, markdown: bool = False) -> str:
     """The tables, for people: aligned, or as Markdown."""
     first = next(iter(comparison.estimates))
     parts = [comparison.header, "", _table(comparison.estimates, markdown)]
-    if unlike := _over_unlike_numbers(comparison.estimates):
-        parts += [
-            "",
-            f"{', '.join(unlike)}: means over different numbers of sequences, which only paired differences compare",
-        ]
+    if unlike := over_unlike_numbers(comparison):
+        parts += ["", unlike]
     if any(comparison.differences.values()):
-        counts = {entry.num_sequences for own in comparison.differences.values() for entry in own.values()}
-        same = f"the same {' or '.join(map(str, sorted(counts)))} sequences"
-        parts += ["", f"minus {first}, paired over {same}:", ""]
+        parts += ["", f"minus {first}, paired over {paired_over(comparison)}:", ""]
         parts.append(_table(comparison.differences, markdown))
     if comparison.verdicts:
         parts += ["", "importance weights:", *(f"- {name}: {words}" for name, words in comparison.verdicts.items())]
     return "\n".join(parts)
 
 
-def _over_unlike_numbers(estimates: dict[str, dict[str, Entry]]) -> list[str]:
-    """The columns whose means are over more sequences in one run than in another."""
+def over_unlike_numbers(comparison: Comparison) -> str:
+    """A sentence on estimates that are means over more sequences in one run than in another; empty for none."""
     counts: dict[str, set[int]] = {}
-    for own in estimates.values():
+    for own in comparison.estimates.values():
         for key, entry in own.items():
             counts.setdefault(key, set()).add(entry.num_sequences)
-    return [key for key, found in counts.items() if len(found) > 1]
+    unlike = [key for key, found in counts.items() if len(found) > 1]
+    what = "means over different numbers of sequences, which only paired differences compare"
+    return f"{', '.join(unlike)}: {what}" if unlike else ""
+
+
+def paired_over(comparison: Comparison) -> str:
+    """Over how many sequences the differences are."""
+    counts = {entry.num_sequences for own in comparison.differences.values() for entry in own.values()}
+    return f"the same {' or '.join(map(str, sorted(counts)))} sequences"
 
 
 def as_csv(comparison: Comparison) -> str:
@@ -189,7 +193,8 @@ def _label(record: dict[str, Any]) -> str:
 
 def _condition(record: dict[str, Any], run: Run) -> dict[str, Any]:
     tested = record.get("transforms", run.experiment.transforms or ())  # older records are of what was trained on
-    return {key: record.get(key) for key in _CONDITIONS} | {"transforms": ", ".join(tested)}
+    found = {key: record.get(key) for key in _CONDITIONS} | {"transforms": ", ".join(tested)}
+    return found | ({"data": Path(record["data"]).name} if record.get("data_digest") else {})
 
 
 def _check_same(first: str, condition: dict[str, Any], name: str, other: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ What is there already is kept: a finished run is not trained again, one that was
 stand in evaluation.json and diagnosis.json are read from there.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +20,7 @@ from ppl_tvae.evaluation import evaluate
 from ppl_tvae.experiments import Column, Reproduction, experiment_of_the_paper
 from ppl_tvae.figures import FIGURES, draw_figures
 from ppl_tvae.files import write
+from ppl_tvae.plain import to_json
 from ppl_tvae.runs import Run, estimate_name, open_run
 from ppl_tvae.seeds import run_of, train_seeds
 from ppl_tvae.tables import aligned
@@ -96,7 +96,7 @@ def reproduce(
 
 def _save(reproduced: Reproduced, folder: Path) -> None:
     write(folder / "table.md", (as_text(reproduced, markdown=True) + "\n").encode())
-    write(folder / "table.json", (json.dumps(as_json(reproduced), indent=1) + "\n").encode())
+    write(folder / "table.json", (to_json(as_json(reproduced), indent=1) + "\n").encode())
 
 
 def _with_rows(experiment: Reproduction, chosen: Sequence[str] | None) -> Reproduction:

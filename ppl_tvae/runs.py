@@ -34,6 +34,7 @@ from safetensors.numpy import save as save_tensors
 from ppl_tvae.config import Experiment, read_toml
 from ppl_tvae.errors import UserError
 from ppl_tvae.files import alone_in, digest, read, write, writing_to
+from ppl_tvae.plain import from_json, to_json
 
 Arrays = dict[str, np.ndarray]
 # What an estimate found, as opposed to what was asked: two records that differ only in these are the same question.
@@ -142,7 +143,7 @@ class Run:
         """Append a record to evaluation.json; one with the same settings is replaced, whatever its parameters."""
         with alone_in(self.path):
             kept = [old for old in self.evaluations() if _question(old) != _question(record)]
-            lines = ",\n".join(json.dumps(each) for each in [*kept, dict(record)])
+            lines = ",\n".join(to_json(each) for each in [*kept, dict(record)])
             write(self.path / "evaluation.json", f"[\n{lines}\n]\n".encode())
 
     def evaluations(self) -> list[dict[str, Any]]:
@@ -169,7 +170,7 @@ class Run:
         parameters: the digest of those it is of; None for the present ones.
         """
         content = dict(found) | {"parameters": parameters or self.parameters_digest()}
-        write(self.path / "diagnosis.json", (json.dumps(content, indent=1) + "\n").encode())
+        write(self.path / "diagnosis.json", (to_json(content, indent=1) + "\n").encode())
 
     def diagnosis(self) -> dict[str, Any]:
         """The content of diagnosis.json, empty if there is none. Raises UserError if the file is damaged."""
@@ -203,7 +204,7 @@ class Run:
     def _json(self, name: str, nothing: bytes) -> Any:
         path = self.path / name
         try:
-            return json.loads(read(path) or nothing)
+            return from_json(read(path) or nothing)
         except ValueError as error:
             raise UserError(f"expected JSON in '{path}', found a mistake: {error}; mend or remove the file") from None
 
@@ -245,9 +246,8 @@ def create_run(path: Path, experiment: Experiment) -> Run:
     check_new(path)
     with writing_to(path):
         path.mkdir(parents=True, exist_ok=True)
-        run = Run(path, _with_own_files(experiment, path))
-        run.save_config()
-    return run
+        Run(path, _with_own_files(experiment, path)).save_config()
+    return open_run(path)
 
 
 def open_run(path: Path | str) -> Run:
@@ -300,7 +300,10 @@ def estimate_name(record: Mapping[str, Any]) -> str:
 
 def _question(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a record of evaluation.json answers, as it reads in the file."""
-    return json.loads(json.dumps({name: value for name, value in record.items() if name not in _RESULTS}))
+    asked = {name: value for name, value in record.items() if name not in _RESULTS}
+    if "data_digest" in asked:  # wherever they lie
+        del asked["data"]
+    return json.loads(to_json(asked))
 
 
 def _metadata(content: bytes) -> dict[str, str]:

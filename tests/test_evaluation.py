@@ -21,6 +21,7 @@ from ppl_tvae.runs import open_run
 from ppl_tvae.trained import evaluator
 from tests.conftest import STANDARD_ERRORS
 from tests.small import random_latents
+from tests.small_runs import small_images, small_training
 from tests.test_parity import numpyro_values, pyro_values
 
 SMALL = {"hidden": (12,), "num_capsules": 2, "capsule_dim": 5, "num_timesteps": 4, "temporal_window": 3}
@@ -276,3 +277,18 @@ def test_khat_and_its_verdict():
     with_nan = rng.standard_normal((50, 4))
     with_nan[3, 0] = np.nan
     assert "no k-hat for 25% of sequences" in reliability.verdict(reliability.khat(with_nan), sizes, 50)
+
+
+def test_own_data_are_the_same_wherever_they_lie(tmp_path, monkeypatch):
+    """Named by a relative path in Python, by an absolute one in an opened run, and moved in between."""
+    images = small_images(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    here = replace(small_training(tmp_path, "pyro"), data=images.name)
+    trained = ppl_tvae.train(here, tmp_path / "a", quiet=True)
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(images, tmp_path / "elsewhere")
+    there = replace(here, data=str(tmp_path / "elsewhere" / images.name), seed=4)
+    for run in (trained, open_run(tmp_path / "a"), ppl_tvae.train(there, tmp_path / "b", quiet=True)):
+        ppl_tvae.evaluate(run, particles=(2,), max_sequences=4, quiet=True)
+    assert len(open_run(tmp_path / "a").evaluations()) == 2
+    assert ppl_tvae.compare([tmp_path / "a", tmp_path / "b"]).differences["b"].keys() == {"elbo", "iwae-2"}

@@ -18,7 +18,7 @@ import xarray as xr
 
 from ppl_tvae import cli, train
 from ppl_tvae.data import Plan
-from ppl_tvae.diagnostics.convergence import LIKELIHOOD, convergence, guide_against_chains
+from ppl_tvae.diagnostics.convergence import LIKELIHOOD, _verdict, convergence, guide_against_chains
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
 from ppl_tvae.errors import UserError
 from ppl_tvae.guide_fit import against_mcmc, amortisation_gap
@@ -111,9 +111,7 @@ def test_khat_tells_a_perfect_guide_from_a_bad_one(backend):
 def judged(backend, parameters, settings, num_draws=400):
     ready, frames = Ready(backend, parameters, linear_gaussian.observations(2)), linear_gaussian.observations(2)
     plan = ready.data.plan("test", 2)
-    draws = [each._replace(frames=each.frames[..., None, None, None])  # the program observes numbers, not images
-             for each in (ready.posterior(plan, 0, num_draws), ready.prior(plan, 0, 1))]  # fmt: skip
-    tree = datatree(*draws, frames, {}, {})
+    tree = datatree(ready.posterior(plan, 0, num_draws), ready.prior(plan, 0, 1), frames, {}, {})
     return against_mcmc(with_chains(tree, ready.mcmc(plan, 0, settings), {"sampling_time": 1.0}), settings, seed=0)
 
 
@@ -159,6 +157,14 @@ def test_chains_that_have_not_come_together_are_not_believed():
     assert "R-hat needs 2 chains" in convergence(chains[["good"]].isel(chain=[0]))["good"]["verdict"]
     short = chains[["good"]].isel(draw=slice(2))
     assert "too few draws" in guide_against_chains(short, chains[["good"]])["good"]["verdict"]
+
+
+def test_the_r_hat_that_is_told_is_on_the_side_of_the_limit_that_the_verdict_is():
+    told = [_verdict(np.full(40, rhat), np.full(40, 1e4), 4) for rhat in (1.00999, 1.012, 1.0549, np.inf)]
+    assert told[0].startswith("believable: R-hat at most 1.0100")
+    assert told[1].startswith("rough: R-hat at most 1.0120")
+    assert told[2].startswith("not to be believed: R-hat at most 1.0549")
+    assert told[3].startswith("not to be believed: R-hat at most inf")
 
 
 def test_correlated_draws_count_for_less():

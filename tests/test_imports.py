@@ -114,7 +114,8 @@ MAY_KNOW = {
     "config": {"catalogue", "errors"},
     "assembly": {"config", "data", "models", "program", "errors"},
     "files": {"errors"},
-    "runs": {"config", "files", "errors"},
+    "plain": set(),
+    "runs": {"config", "files", "plain", "errors"},
     "diagnostics": {"diagnostics", "data", "inference", "errors"},
     "loop": {"runs", "data", "inference", "errors"},
 }

@@ -137,3 +137,25 @@ def test_a_browser_shows_it(runs, width, tmp_path):
     done = subprocess.run([BROWSER, *options, path.as_uri()], capture_output=True, text=True, timeout=120)
     assert "<title>images 19, tables 11, wide false</title>" in done.stdout
     assert "CONSOLE" not in done.stderr
+
+
+def test_measures_of_unlike_sequences_are_not_put_side_by_side(runs, tmp_path):
+    other = open_run(shutil.copytree(runs[0].path, tmp_path / "other"))
+    together = Tags(write_report([runs[0], other], tmp_path / "alike.html").read_text()).text
+    assert "mean ± standard error over 4 test sequences (rotation, scale, hue)" in together
+    assert "unlike sequences" not in together
+    few = {"num_sequences": 2, "num_draws": 2, "metric_sequences": 6, "simulated_sequences": 8, "quiet": True}
+    diagnose(other, split="train", **few)
+    apart = Tags(write_report([runs[0], other], tmp_path / "unlike.html").read_text()).text
+    for words in ("measured on unlike sequences", "over 4 test sequences", "over 6 train sequences"):
+        assert words in apart
+
+
+def test_a_diagnosis_of_earlier_parameters_is_left_out(runs, tmp_path):
+    copy = open_run(shutil.copytree(runs[1].path, tmp_path / "copy"))
+    copy.save_parameters({name: value + 1 for name, value in copy.parameters().items()})
+    text = Tags(write_report([copy]).read_text()).text
+    assert "a diagnosis of earlier parameters is left out; make it again" in text
+    assert "ppl-tvae diagnose" in text
+    assert "centred equivariance error" not in text
+    assert "posterior predictive" not in text

@@ -259,6 +259,12 @@ def test_files_that_cannot_be_read_are_named(run, monkeypatch):
 
 
 def test_results_are_plain_json_and_toml(run):
-    run.add_evaluation({"estimator": "elbo", "value": 1.0, "standard_error": None})
-    assert json.loads((run.path / "evaluation.json").read_text())[0]["standard_error"] is None
+    record = {"estimator": "elbo", "value": -np.inf, "standard_error": None, "per_sequence": [1.0, float("nan")]}
+    run.add_evaluation(record)
+    refuse = {"parse_constant": lambda name: pytest.fail(f"{name} is no JSON")}
+    (written,) = json.loads((run.path / "evaluation.json").read_text(), **refuse)
+    assert (written["value"], written["standard_error"], written["per_sequence"]) == ("-inf", None, [1.0, "nan"])
+    (read,) = run.evaluations()
+    assert read["value"] == -np.inf
+    assert np.isnan(read["per_sequence"][1])
     assert (run.path / "config.toml").read_text() == tomli_w.dumps(run.experiment.to_mapping())

@@ -171,6 +171,11 @@ def open_data(
         _check_settings(source, transforms, num_timesteps)
     order = np.random.default_rng(SPLIT_SEED).permutation(source.train)
     num_validation = round(validation_fraction * len(order))
+    if num_validation == len(order):
+        raise UserError(
+            f"expected a validation fraction that leaves some of the {len(order)} training images, found "
+            f"{validation_fraction}; lower it."
+        )
     train, validation = np.sort(order[num_validation:]), np.sort(order[:num_validation])
     return SequenceData(source, transforms, num_timesteps, train, validation, source.test)
 
@@ -178,8 +183,14 @@ def open_data(
 def _sprites(source: Source, transforms: tuple[str, ...], validation_fraction: float) -> SequenceData:
     moves = moving_sprite_factors(transforms, tuple(source.factors))
     sizes = tuple(map(len, source.factors.values()))
-    splits = split_motions(transforms, moves, sizes, validation_fraction, SPLIT_SEED)
+    splits = split_motions(transforms, moves, sizes, _first_alike(source.pixels), validation_fraction, SPLIT_SEED)
     return SequenceData(source, transforms, len(source.factors["orientation"]), *splits)
+
+
+def _first_alike(pixels: np.ndarray) -> np.ndarray:
+    """(N,) the index of the first of the images that each one is the same as."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(image.tobytes(), index) for index, image in enumerate(pixels)])
 
 
 def _check_settings(source: Source, transforms: tuple[str, ...], num_timesteps: int) -> None:

@@ -5,6 +5,7 @@ colours. Both are made once, by NumPy, and read on the device by `rendering.py`.
 """
 
 import colorsys
+from collections.abc import Sequence
 from itertools import product
 
 import numpy as np
@@ -77,7 +78,17 @@ def moving_factors(transforms: tuple[str, ...]) -> np.ndarray:
                 )
             raise unknown_name("transform", name, known)
         rows.append([factor in parts for factor in FACTORS])
+    seen = [(*row, PERSPECTIVE in name.split("+")) for row, name in zip(rows, transforms, strict=True)]
+    check_apart(transforms, seen)
     return np.array(rows)
+
+
+def check_apart(transforms: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Raises UserError where two transforms have one row: they are one, under two names or named twice."""
+    for index, row in enumerate(rows):
+        if row in rows[:index]:
+            first = transforms[rows.index(row)]
+            raise UserError(f"expected transforms that differ, found '{first}' and '{transforms[index]}'; drop one.")
 
 
 def in_perspective(transforms: tuple[str, ...]) -> list[bool]:

@@ -21,21 +21,25 @@ class Calibration(NamedTuple):
     """The empirical distribution function of the ranks against the uniform one.
 
     points: in (0, 1). difference: the function minus the uniform one there; lower and upper: its simultaneous band.
+    unknown: how many sequences have no rank, since a value of theirs is not a number.
     """
 
     points: np.ndarray
     difference: np.ndarray
     lower: np.ndarray
     upper: np.ndarray
+    unknown: int = 0
 
     @property
     def calibrated(self) -> bool:
         """Whether the function stays within the band."""
-        return bool(((self.difference >= self.lower) & (self.difference <= self.upper)).all())
+        return not self.unknown and bool(((self.difference >= self.lower) & (self.difference <= self.upper)).all())
 
     @property
     def verdict(self) -> str:
         """In words: within the band, or how the guide seems to be off."""
+        if self.unknown:
+            return f"not to be judged: values of {self.unknown} sequences are not numbers"
         if self.calibrated:
             return f"within the {PROBABILITY:.0%} band"
         left, right = self.difference[self.points < 0.5], self.difference[self.points >= 0.5]
@@ -72,15 +76,22 @@ def simulated_ranks(
 
 
 def normalised_ranks(truth: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Ranks of truth (N,) among draws (L, N), as uniform values in (0, 1), (N,); ties are broken at random."""
+    """Ranks of truth (N,) among draws (L, N), as uniform values in (0, 1), (N,); ties are broken at random.
+
+    nan where a value is not a number.
+    """
     below, equal = (draws < truth).sum(axis=0), (draws == truth).sum(axis=0)
     rank = below + rng.integers(equal + 1)
-    return (rank + rng.random(len(truth))) / (len(draws) + 1)
+    ranks = (rank + rng.random(len(truth))) / (len(draws) + 1)
+    return np.where(np.isnan(truth) | np.isnan(draws).any(axis=0), np.nan, ranks)
 
 
 def calibration(ranks: np.ndarray) -> Calibration:
     """The distribution function of ranks in (0, 1), independent of each other, with its band (through arviz-stats)."""
     from arviz_stats.ecdf_utils import ecdf_pit
 
-    points, function, lower, upper = ecdf_pit(ranks, PROBABILITY, _SIMULATIONS)
-    return Calibration(points, function - points, lower - points, upper - points)
+    known = ranks[~np.isnan(ranks)]
+    if not len(known):
+        return Calibration(*(np.empty(0),) * 4, unknown=len(ranks))
+    points, function, lower, upper = ecdf_pit(known, PROBABILITY, _SIMULATIONS)
+    return Calibration(points, function - points, lower - points, upper - points, len(ranks) - len(known))

@@ -4,6 +4,7 @@ R-hat and effective sample sizes are those of Vehtari, Gelman, Simpson, Carpente
 Monte Carlo standard errors of means and standard deviations too; all through arviz-stats.
 """
 
+import math
 import warnings
 from typing import Any, NamedTuple
 
@@ -62,8 +63,9 @@ def convergence(chains: xr.Dataset) -> dict[str, dict[str, Any]]:
         rhats, sizes = rhat(chains), ess(chains, method="bulk")
     found = {}
     for name in map(str, chains.data_vars):
-        of_cells = np.nan_to_num(rhats[name].values, nan=np.inf)
-        effective = np.nan_to_num(sizes[name].values, nan=0.0)
+        of_cells, effective = rhats[name].values, sizes[name].values
+        of_cells = np.where(np.isnan(of_cells), np.inf, of_cells)
+        effective = np.where(np.isnan(effective), 0.0, effective)
         found[name] = {
             "num_cells": len(of_cells),
             "rhat_quantiles": _rounded(np.quantile(of_cells, _QUANTILES, method="higher"), 3),
@@ -75,12 +77,17 @@ def convergence(chains: xr.Dataset) -> dict[str, dict[str, Any]]:
 
 def _verdict(rhats: np.ndarray, sizes: np.ndarray, num_chains: int) -> str:
     rhat, size = np.quantile(rhats, 0.95, method="higher"), np.quantile(sizes, 0.05, method="lower")
-    found = f"R-hat at most {rhat:.3g}, at least {size:.0f} effective draws, for all but one cell in twenty"
+    found = f"R-hat at most {_raised(rhat)}, at least {size:.0f} effective draws, for all but one cell in twenty"
     if rhat <= RHAT_LIMIT and size >= SIZE_PER_CHAIN * num_chains:
         return f"{BELIEVABLE}: {found}"
     if rhat <= _ROUGH_RHAT_LIMIT and size >= _ROUGH_SIZE_PER_CHAIN * num_chains:
         return f"{ROUGH}: {found}; take more draws"
     return f"{NOT_BELIEVABLE}: {found}; take more warm-up and more draws"
+
+
+def _raised(rhat: float) -> str:
+    """To four digits, upwards: what is said to be the most must not lie below it, nor on the other side of a limit."""
+    return f"{math.ceil(rhat * 1e4) / 1e4:.4f}" if rhat < 10 else f"{rhat:.3g}"
 
 
 def guide_against_chains(guide: xr.Dataset, chains: xr.Dataset) -> dict[str, dict[str, Any]]:

@@ -13,7 +13,8 @@ def class_selectivity(activations: Any, labels: Any, num_classes: int) -> Any:
 
     d' = (mean_class - mean_others) / sqrt((var_class + var_others) / 2), the means and variances over images (divided
     by their number) of the class and of all the others: by how many standard deviations the position answers higher
-    to the class. Above zero it prefers the class. 0 where the position answers alike to all images. The measure of
+    to the class. Above zero it prefers the class. 0 where the position answers alike to all images, inf or -inf where
+    it answers in two ways that tell the class from the others without fail. The measure of
     category selectivity in Keller, Gao & Welling 2021 (arXiv 2110.13911), from signal detection theory.
 
     Raises UserError for other shapes, for labels that are not whole numbers in 0..num_classes-1, and for a class that
@@ -34,7 +35,10 @@ def class_selectivity(activations: Any, labels: Any, num_classes: int) -> Any:
     mean, variance = _moments(activations, own)
     mean_others, variance_others = _moments(activations, 1 - own)
     spread = xp.sqrt((variance + variance_others) / 2)
-    return xp.where(spread == 0, 0.0, (mean - mean_others) / xp.where(spread == 0, 1.0, spread))
+    difference, still = mean - mean_others, spread == 0
+    endless = xp.full_like(difference, xp.inf)
+    without_fail = xp.where(difference == 0, difference, xp.where(difference > 0, endless, -endless))
+    return xp.where(still, without_fail, difference / xp.where(still, 1.0, spread))
 
 
 def _moments(activations: Any, weights: Any) -> tuple[Any, Any]:

@@ -73,7 +73,8 @@ def selectivity_map(dprime: np.ndarray, classes: Sequence[str], grid: tuple[int,
     from matplotlib.colors import to_rgb
 
     best = dprime.argmax(axis=0).reshape(grid)
-    strength = np.maximum(dprime.max(axis=0), 0).reshape(grid)
+    finite = dprime[np.isfinite(dprime)]
+    strength = np.clip(dprime.max(axis=0), 0, finite.max() if finite.size else 1).reshape(grid)
     colours = np.array([to_rgb(_CLASS_COLOURS[k % len(_CLASS_COLOURS)]) for k in range(len(classes))])
     faint = 0.15 + 0.85 * (strength / max(strength.max(), 1e-12))[..., None]
     figure = blank_figure(5.4, 10.6)

@@ -134,12 +134,19 @@ def _compared(compared: comparison.Comparison) -> list[Any]:
     columns = [*compared.estimates.values(), *(compared.differences.get(other, {}) for other in others)]
     names = list(dict.fromkeys(name for own in compared.estimates.values() for name in own))
     rows = [[name, *(str(column[name]) if name in column else "-" for column in columns)] for name in names]
-    caption = compared.header + ("; differences are paired over the same sequences" if others else "")
+    paired = (
+        f"; differences are paired over {comparison.paired_over(compared)}"
+        if any(compared.differences.values())
+        else ""
+    )
+    caption = compared.header + paired
     of_test_data = {
         run: {name: entry for name, entry in own.items() if not name.startswith(comparison.ON_OWN_DATA)}
         for run, own in compared.estimates.items()
     }
     parts: list[Any] = [Table(caption, header, rows)]
+    if unlike := comparison.over_unlike_numbers(compared):
+        parts.append(Warning(f"{unlike}."))
     if any(of_test_data.values()):
         about = "The estimates on test data. Error bars are those of single runs; paired differences are narrower."
         parts.append(Picture(bounds_chart(of_test_data), about))
@@ -147,32 +154,44 @@ def _compared(compared: comparison.Comparison) -> list[Any]:
 
 
 def _equivariance(runs: Sequence[Run]) -> Section:
+    """One table of all runs that were measured on alike sequences; of runs that were not, one each."""
     parts: list[Any] = []
-    records = {run.name: run.present_diagnosis().get("equivariance", []) for run in runs}
-    meanings = {record["metric"]: record for own in records.values() for record in own}
-    if meanings:
-        rows = [
-            [
-                name.replace("_", " "),
-                *(_metric(own, name) for own in records.values()),
-                record["unit"],
-                record["meaning"],
-            ]
-            for name, record in meanings.items()
-        ]
-        text_columns = (len(runs) + 1, len(runs) + 2)
-        caption = "mean ± standard error over held-out sequences"
-        parts.append(Table(caption, ("metric", *records, "unit", "what it is"), rows, text_columns))
-        parts.append(
+    groups: dict[str, dict[str, Sequence[Mapping[str, Any]]]] = {}
+    for run in runs:
+        if not (found := run.present_diagnosis()):
+            command = f"ppl-tvae diagnose {shlex.quote(str(run.path))}"
+            parts.append(f"No diagnosis of the parameters in {run.name} yet: {command}")
+        elif not found.get("equivariance"):
+            parts.append(
+                f"Not measured for {run.name}: it has no site t of event shape (S, C, D) with S and D above 1."
+            )
+        else:
+            groups.setdefault(_measured_on(found["equivariance"]), {})[run.name] = found["equivariance"]
+    tables: list[Any] = [_metrics(measured_on, records) for measured_on, records in groups.items()]
+    if tables:
+        tables.append(
             "An image error of the rolled code that is not clearly below that of the code not rolled and of random "
             "rolls shows no equivariance, however low E_eq is."
         )
-    parts += [
-        f"No diagnosis of the parameters in {run.name} yet: ppl-tvae diagnose {shlex.quote(str(run.path))}"
-        for run in runs
-        if not run.present_diagnosis()
+    if len(groups) > 1:
+        tables.insert(0, Warning("These runs were measured on unlike sequences; their numbers cannot be compared."))
+    return Section("Does the code roll while the image moves?", [*tables, *parts])
+
+
+def _measured_on(records: Sequence[Mapping[str, Any]]) -> str:
+    first = records[0]
+    return f"{first['num_sequences']} {first['split']} sequences ({', '.join(first['transforms'])})"
+
+
+def _metrics(measured_on: str, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> Table:
+    meanings = {record["metric"]: record for own in records.values() for record in own}
+    rows = [
+        [name.replace("_", " "), *(_metric(own, name) for own in records.values()), record["unit"], record["meaning"]]
+        for name, record in meanings.items()
     ]
-    return Section("Does the code roll while the image moves?", parts)
+    text_columns = (len(records) + 1, len(records) + 2)
+    caption = f"mean ± standard error over {measured_on}"
+    return Table(caption, ("metric", *records, "unit", "what it is"), rows, text_columns)
 
 
 def _metric(records: Sequence[Mapping[str, Any]], name: str) -> str:

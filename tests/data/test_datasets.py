@@ -101,6 +101,9 @@ def test_ready_sequences_are_not_transformed(ready: str) -> None:
     [
         ({"transforms": ("spin",)}, "transform, found 'spin'"),
         ({"transforms": ("none", "hue")}, "'none' alone"),
+        ({"transforms": ("hue", "scale", "hue")}, "transforms that differ, found 'hue' and 'hue'"),
+        ({"transforms": ("hue+scale", "scale+hue")}, r"transforms that differ, found 'hue\+scale' and 'scale\+hue'"),
+        ({"validation_fraction": 0.9999}, "leaves some of the 1497 training images, found 0.9999"),
         ({"num_timesteps": 1}, "at least 2 timesteps, found 1"),
         ({"transforms": ("none",), "num_timesteps": 0}, "at least 1 timesteps, found 0"),
         ({"num_timesteps": 500}, "expected fewer timesteps, found 500"),

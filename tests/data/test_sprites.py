@@ -5,7 +5,7 @@ import pytest
 
 from ppl_tvae.data import Plan, SequenceData, open_data, render
 from ppl_tvae.data.drawing import SHAPES, drawn
-from ppl_tvae.data.motions import TEST_FRACTION
+from ppl_tvae.data.motions import TEST_FRACTION, stepped
 from ppl_tvae.errors import UserError
 
 S = 4
@@ -105,6 +105,22 @@ def test_held_out_motions_are_never_trained(data: SequenceData) -> None:
     assert len(test) == len(data.test)
 
 
+@pytest.mark.parametrize("name", ["sprites", "sprites-cyclic"])
+def test_held_out_motions_are_not_trained_under_another_index(name: str) -> None:
+    """An ellipse turned by half a turn is the same image, so its motions are the same, whatever their indices."""
+    data = open_data(name, num_timesteps=4, transforms=("orientation", "posX", "posX+scale"))
+    splits = [(data.train, 0), (data.validation, 1), (data.test, 2)]
+    seen: dict[tuple[int, frozenset], int] = {}
+    sizes = tuple(map(len, data.factors.values()))
+    for items, split in splits:
+        for item in items:
+            transform, image = divmod(int(item), len(data.source.pixels))
+            moves = np.isin(list(data.factors), data.transforms[transform].split("+"))
+            path = [stepped(np.array(image), step, moves, sizes) for step in range(20)]
+            motion = transform, frozenset(data.source.pixels[place].tobytes() for place in path)
+            assert seen.setdefault(motion, split) == split
+
+
 def test_training_starts_from_every_image_of_its_motions(data: SequenceData) -> None:
     assert len(set(data.train)) == len(data.train)
     sizes = {0: 5, 1: S, 2: S, 3: S}
@@ -137,6 +153,7 @@ def test_a_proper_cycle_has_no_jump() -> None:
     ("settings", "words"),
     [
         ({"transforms": ("rotation",)}, "factor of sprites that moves.*found 'rotation'"),
+        ({"transforms": ("posX+posY", "posY+posX")}, r"transforms that differ, found 'posX\+posY' and 'posY\+posX'"),
         ({"transforms": ("none",)}, "factor of sprites that moves.*found 'none'"),
         ({"transforms": ("posX+posX",)}, "found 'posX.posX'"),
         ({"transforms": ()}, "at least one transform, found none"),

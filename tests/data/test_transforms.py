@@ -40,10 +40,10 @@ def test_moving_factors() -> None:
 
 
 def test_perspective_takes_the_place_of_rotation() -> None:
-    transforms = ("perspective", "hue", "perspective+hue", "rotation")
-    flat = ("rotation", "hue", "rotation+hue", "rotation")
+    transforms, flat = ("perspective", "hue", "perspective+hue"), ("rotation", "hue", "rotation+hue")
     np.testing.assert_array_equal(moving_factors(transforms), moving_factors(flat))
-    assert in_perspective(transforms) == [True, False, True, False]
+    assert in_perspective((*transforms, "rotation")) == [True, False, True, False]
+    np.testing.assert_array_equal(moving_factors(("perspective", "rotation")), [[True, False, False]] * 2)
 
 
 def camera(degrees: float, height: int, width: int) -> np.ndarray:

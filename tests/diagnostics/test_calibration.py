@@ -82,3 +82,12 @@ def test_the_band_has_its_probability():
     rng = np.random.default_rng(1)
     inside = [calibration(rng.random(40)).calibrated for _ in range(100)]
     assert sum(inside) >= 94  # 99 expected; fewer than 94 of 100 has probability below 1e-4
+
+
+def test_what_is_no_number_is_not_judged():
+    truth, draws = np.zeros(200), np.random.default_rng(0).standard_normal((9, 200))
+    draws[0, :3], truth[5] = np.nan, np.nan
+    found = calibration(normalised_ranks(truth, draws, np.random.default_rng(1)))
+    assert found.verdict == "not to be judged: values of 4 sequences are not numbers"
+    assert not found.calibrated
+    assert not calibration(np.full(8, np.nan)).calibrated

@@ -32,6 +32,12 @@ def test_against_loops(make):
             np.testing.assert_allclose(float(found[k, d]), expected, rtol=2e-4)
 
 
+def test_a_position_that_never_fails_has_no_limit():
+    activations = np.array([[1.0, 2.0, 0.0], [1.0, 2.0, 1.0], [0.0, 2.0, 0.0], [0.0, 2.0, 1.0]])
+    found = class_selectivity(activations, np.array([0, 0, 1, 1]), 2)
+    np.testing.assert_array_equal(found, [[np.inf, 0, 0], [-np.inf, 0, 0]])
+
+
 def test_normals_a_known_distance_apart():
     rng = np.random.default_rng(1)
     labels = np.repeat([0, 1], 10_000)

@@ -31,7 +31,7 @@ def program(host, exp, dist, *plate_size):
             a = host.sample("a", dist.Normal(0.0, 1.0))
             b = host.sample("b", dist.Normal(coupling * a, 1.0))
             mean = offset + a[..., None] * loading[0] + b[..., None] * loading[1]
-            host.sample("x", dist.Normal(mean, NOISE).to_event(1), obs=frames[:, :, 0, 0, 0])
+            host.sample("x", dist.Normal(mean[..., None, None, None], NOISE).to_event(4), obs=frames)
 
     def guide(frames):
         offset, link, log_scale = (host.param(name) for name in ("offset", "guide.link", "guide.log_scale"))
