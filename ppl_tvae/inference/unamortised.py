@@ -1,7 +1,7 @@
 """Settings of a guide that is fitted to each sequence alone, the same for both backends."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ppl_tvae.errors import UserError
 
@@ -28,3 +28,15 @@ def check_unamortised(settings: Unamortised) -> None:
         raise UserError(f"expected at least 1 step for an automatic guide, found {settings.steps}")
     if not 0 < settings.learning_rate < math.inf:
         raise UserError(f"expected a positive learning rate for an automatic guide, found {settings.learning_rate}")
+
+
+def check_whole_plate(name: str, scale: Any) -> None:
+    """Raises UserError where a latent has a scale, of a plate larger than the batch: fits would be of other densities.
+
+    scale: of the site, as the host's trace has it; NumPyro has None for 1.
+    """
+    if scale is not None and scale != 1:
+        raise UserError(
+            f"expected a plate of as many sequences as there are frames with automatic guides, whose fit takes its "
+            f"scale for a power of the density; found the scale {scale} at site '{name}'"
+        )

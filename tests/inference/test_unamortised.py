@@ -24,15 +24,15 @@ from tests.small_runs import BACKENDS, small_training
 COUNT = 2000
 
 
-def weights_of(backend, settings, parameters, frames):
+def weights_of(backend, settings, parameters, frames, *plate_size):
     if backend == "numpyro":
         with on_jax("cpu", "float64"):
-            program = linear_gaussian.program(numpyro, jnp.exp, numpyro_dist)
+            program = linear_gaussian.program(numpyro, jnp.exp, numpyro_dist, *plate_size)
             arguments = jax.tree.map(jnp.asarray, parameters), jax.random.key(1), jnp.asarray(frames)
             return np.asarray(numpyro_log_weights(program, *arguments, COUNT, settings))
     with on_torch("cpu", "float64"):
         torch.manual_seed(1)
-        program = linear_gaussian.program(pyro, torch.exp, pyro_dist)
+        program = linear_gaussian.program(pyro, torch.exp, pyro_dist, *plate_size)
         values = {name: torch.tensor(value) for name, value in parameters.items()}
         return pyro_log_weights(program, values, torch.tensor(frames), COUNT, settings).numpy()
 
@@ -81,14 +81,12 @@ def test_a_fit_beats_the_amortised_guide_and_leaves_the_run_alone(backend, tmp_p
     ]
 
 
-def test_a_plate_of_more_sequences_than_there_are_frames_is_refused_in_pyro():
-    """Its automatic guides scale what they draw within; NumPyro's fit is of the frames alone."""
-    program = linear_gaussian.program(pyro, torch.exp, pyro_dist, 100)
-    values = {name: torch.tensor(value) for name, value in linear_gaussian.parameters().items()}
-    refused = pytest.raises(UserError, match=r"plate of as many sequences as there are frames.*found the scale 100")
-    with on_torch("cpu", "float64"), refused:
-        frames = torch.tensor(linear_gaussian.observations(2))
-        pyro_log_weights(program, values, frames, 2, Unamortised("auto-normal"))
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_plate_of_more_sequences_than_there_are_frames_is_refused(backend):
+    """Its scale would be that of the model's density and not of every automatic guide's."""
+    parameters, frames = linear_gaussian.parameters(), linear_gaussian.observations(2)
+    with pytest.raises(UserError, match=r"plate of as many sequences as there are frames.*found the scale 100"):
+        weights_of(backend, Unamortised("auto-normal"), parameters, frames, 100)
 
 
 def test_bad_settings(tmp_path, capsys):

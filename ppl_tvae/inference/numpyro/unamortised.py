@@ -15,7 +15,7 @@ from numpyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 from numpyro.optim import Adam
 
 from ppl_tvae.inference.numpyro.tracing import Trace, from_the_reals, latent_sites, program_traces
-from ppl_tvae.inference.unamortised import Unamortised
+from ppl_tvae.inference.unamortised import Unamortised, check_whole_plate
 from ppl_tvae.program import Program
 
 _GUIDES: dict[str, Any] = {"auto-normal": AutoNormal, "auto-low-rank": AutoLowRankMultivariateNormal}
@@ -32,7 +32,8 @@ def unamortised_log_weights(
 ) -> jax.Array:
     """log weights (num_particles, batch), nats per sequence, with a guide fitted to each; frames (batch, ...).
 
-    A fit begins at a draw from the program's guide. Raises UserError for latents without unconstrained coordinates.
+    A fit begins at a draw from the program's guide. Raises UserError for latents without unconstrained coordinates,
+    and for a plate larger than the batch.
     """
     keys = jax.random.split(rng_key, len(frames))
     each = [
@@ -50,6 +51,7 @@ def _of_one(
     drawn, modelled = program_traces(program, parameters, key_start, frames)
     for name, site in latent_sites(modelled).items():
         from_the_reals(name, site["fn"].support)
+        check_whole_plate(name, site["scale"])
     start = {name: site["value"] for name, site in latent_sites(drawn).items()}
     # The model's parameters are hidden, so that the fit leaves them alone.
     model = block(substitute(program.model, data=dict(parameters)), hide_fn=lambda site: site["type"] == "param")

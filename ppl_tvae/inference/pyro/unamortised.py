@@ -14,9 +14,8 @@ from pyro.optim import ExponentialLR
 from pyro.poutine import block, replay, trace
 from torch import Tensor
 
-from ppl_tvae.errors import UserError
 from ppl_tvae.inference.pyro.tracing import from_the_reals, latent_sites, parameters_as, program_traces
-from ppl_tvae.inference.unamortised import Unamortised
+from ppl_tvae.inference.unamortised import Unamortised, check_whole_plate
 from ppl_tvae.program import Program
 
 _GUIDES: dict[str, Any] = {"auto-normal": AutoNormal, "auto-low-rank": AutoLowRankMultivariateNormal}
@@ -27,7 +26,8 @@ def unamortised_log_weights(
 ) -> Tensor:
     """log weights (num_particles, batch), nats per sequence, with a guide fitted to each; frames (batch, ...).
 
-    A fit begins at a draw from the program's guide. Raises UserError for latents without unconstrained coordinates.
+    A fit begins at a draw from the program's guide. Raises UserError for latents without unconstrained coordinates,
+    and for a plate larger than the batch.
     """
     each = [_of_one(program, parameters, one[None], num_particles, settings) for one in frames]
     return torch.stack(each, dim=1)
@@ -41,11 +41,7 @@ def _of_one(
             drawn, modelled = program_traces(program, frames)
         for name, site in latent_sites(modelled).items():
             from_the_reals(name, site["fn"].support)
-            if site["scale"] != 1:
-                raise UserError(
-                    f"expected a plate of as many sequences as there are frames with automatic guides in Pyro, whose "
-                    f"fit takes its scale for a power of the density; found the scale {site['scale']} at site '{name}'"
-                )
+            check_whole_plate(name, site["scale"])
         start = {name: site["value"] for name, site in latent_sites(drawn).items()}
         # The model's parameters are hidden, so that the fit leaves them alone.
         model = block(program.model, hide_types=["param"])
