@@ -175,7 +175,7 @@ class Annealer:
 
     def _log_densities(self, parameters: Any, frames: jax.Array, unconstrained: Latents) -> tuple[jax.Array, jax.Array]:
         """log f_0 and log p(x, z) of each chain, (chains * batch,), as densities in unconstrained space."""
-        transforms = bijections(self._program, self._parameters, frames)
+        transforms = bijections(self._program, parameters, frames)
         latents = {name: transforms[name](value) for name, value in unconstrained.items()}
         guide_trace, model_trace = traces_at(self._program, parameters, frames, latents)
         sites = latent_sites(model_trace)
