@@ -3,6 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+OBSERVED = "x"  # the site at which a model observes the frames
+PLATE = "sequences"  # the plate of independent sequences
+
 
 class Program(NamedTuple):
     """`model(frames)` and `guide(frames)`; frames are (batch, time, height, width, channel), values in [0, 1].

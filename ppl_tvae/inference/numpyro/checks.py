@@ -17,11 +17,7 @@ from ppl_tvae.inference.description import (
     log_density_name,
     site_row,
 )
-from ppl_tvae.inference.numpyro.objectives import reparameterised
 from ppl_tvae.inference.numpyro.tracing import (
-    OBSERVED,
-    PLATE,
-    Site,
     Trace,
     as_trace,
     deterministic_sites,
@@ -30,10 +26,21 @@ from ppl_tvae.inference.numpyro.tracing import (
     log_joint,
     log_prob,
     observed_sites,
-    plate_axis,
     replayed,
 )
-from ppl_tvae.program import Program
+from ppl_tvae.inference.sites import (
+    Site,
+    check_axis,
+    check_cover,
+    check_latents,
+    check_log_prob,
+    check_observed,
+    check_own_names,
+    check_reparameterised,
+    check_within,
+    plate_axis,
+)
+from ppl_tvae.program import OBSERVED, PLATE, Program
 
 _ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes
 
@@ -51,7 +58,7 @@ def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> 
     _check_traces(guide_trace, prior_trace, frames, likelihood)
     model_trace = replayed(program.model, {}, keys[1], frames, guide_trace)
     for name, site in latent_sites(model_trace).items():
-        _check_within(name, site)
+        check_within(name, site)
     _check_fixed(guide_trace, replayed(program.guide, _parameters(guide_trace), keys[2], frames, guide_trace))
     _check_apart("guide", program.guide, keys[2], frames, guide_trace)
     _check_apart("model", program.model, keys[2], frames, model_trace)
@@ -98,20 +105,20 @@ def _traced(part: str, function: Any, frames: jax.Array) -> Trace:
 
 def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array, likelihood: str) -> None:
     _check_names(guide_trace, prior_trace)
-    _check_observed(prior_trace, frames)
-    _check_latents(guide_trace, prior_trace)
-    reparameterised(guide_trace)
+    check_observed(latent_sites(prior_trace), observed_sites(prior_trace), frames, jnp.array_equal)
+    check_latents(latent_sites(guide_trace), latent_sites(prior_trace))
+    check_reparameterised(latent_sites(guide_trace))
     check_site_names(latent_sites(prior_trace) | deterministic_sites(prior_trace))
     for part, sites in (("model", prior_trace), ("guide", guide_trace)):
         for name, site in (latent_sites(sites) | observed_sites(sites)).items():
             check_is_no_factor(part, name, site["fn"])
-            _check_log_prob(part, name, site, len(frames))
-            _check_axis(part, name, site)
+            check_log_prob(part, name, log_prob(site), len(frames))
+            check_axis(part, name, site)
             _check_scale(part, name, site, sites)
     check_observes_nothing_else(OBSERVED, observed_sites(prior_trace), observed_sites(guide_trace))
     check_likelihood(OBSERVED, observed_sites(prior_trace)[OBSERVED]["fn"], likelihood)
     for name, site in latent_sites(prior_trace).items():
-        _check_cover(name, guide_trace[name], site)
+        check_cover(name, guide_trace[name], site)
 
 
 def _check_names(guide_trace: Trace, prior_trace: Trace) -> None:
@@ -128,58 +135,7 @@ def _check_names(guide_trace: Trace, prior_trace: Trace) -> None:
             )
     named = latent_sites(guide_trace) | deterministic_sites(guide_trace)
     named |= latent_sites(prior_trace) | deterministic_sites(prior_trace) | observed_sites(prior_trace)
-    for name in named.keys() & (shapes[0] | shapes[1]).keys():
-        raise UserError(
-            f"expected a name of its own for each site and parameter, found '{name}' for both; rename the parameter"
-        )
-
-
-def _check_observed(sites: Trace, frames: jax.Array) -> None:
-    observed = observed_sites(sites)
-    if OBSERVED in latent_sites(sites):
-        raise UserError(
-            f'expected the model to observe the frames at the site "{OBSERVED}", found that it draws them; give the '
-            f"site obs=frames"
-        )
-    if OBSERVED not in observed:
-        found = f"'{next(iter(observed))}'" if observed else "none"
-        instead = "write .mask(...) at the distribution in place of obs_mask" if "_observed" in found else "rename it"
-        raise UserError(f'expected the model to observe the frames at the site "{OBSERVED}", found {found}; {instead}')
-    site = observed[OBSERVED]
-    if site["fn"].batch_shape + site["fn"].event_shape != frames.shape:
-        found = f"batch {tuple(site['fn'].batch_shape)} and event {tuple(site['fn'].event_shape)}"
-        raise UserError(
-            f'expected the distribution of site "{OBSERVED}" to have the shape of the frames {tuple(frames.shape)}, '
-            f"found {found}"
-        )
-    if site["value"].shape != frames.shape or not jnp.array_equal(site["value"], frames):
-        raise UserError(
-            f'expected site "{OBSERVED}" to observe the frames as they are, of shape {tuple(frames.shape)}, found '
-            f"other values, of shape {tuple(site['value'].shape)}, whose likelihood is not theirs; give it obs=frames"
-        )
-    if not jnp.all(site["fn"].support(site["value"])):
-        raise UserError(
-            f'expected frames within the support of site "{OBSERVED}", {site["fn"].support}, found values outside; '
-            f"choose the likelihood whose pixels these are (bernoulli binarises them)"
-        )
-
-
-def _check_latents(guide_trace: Trace, prior_trace: Trace) -> None:
-    guided, modelled = latent_sites(guide_trace), latent_sites(prior_trace)
-    for name in modelled.keys() - guided.keys():
-        others = guided.keys() - modelled.keys()
-        instead = f", or rename its site '{min(others)}', which the model has not" if others else ""
-        raise UserError(
-            f"expected the guide to draw every latent of the model, found no site '{name}' in it; add it{instead}"
-        )
-    for name in guided.keys() - modelled.keys():
-        raise UserError(f"expected the model to have every site of the guide, found no site '{name}' in it; remove it")
-    for name, site in modelled.items():
-        if guided[name]["value"].shape != site["value"].shape:
-            raise UserError(
-                f"expected site '{name}' to have one shape in model and guide, found {site['value'].shape} in the "
-                f"model and {guided[name]['value'].shape} in the guide"
-            )
+    check_own_names(named, shapes[0] | shapes[1])
 
 
 def _check_scale(part: str, name: str, site: Site, sites: Trace) -> None:
@@ -193,44 +149,6 @@ def _check_scale(part: str, name: str, site: Site, sites: Trace) -> None:
         raise UserError(
             f"expected no scale at site '{name}' of the {part} but that of the plate '{PLATE}', found "
             f"{found}; leave it out: with it a log-probability is none"
-        )
-
-
-def _check_log_prob(part: str, name: str, site: Site, batch: int) -> None:
-    values = log_prob(site)
-    if values.shape != (batch,):
-        raise UserError(
-            f"expected one log-probability per sequence, ({batch},), at site '{name}' of the {part}, found "
-            f"{values.shape}; check the plate and .to_event"
-        )
-    if not jnp.all(jnp.isfinite(values)):
-        raise UserError(f"expected a finite log-probability at site '{name}' of the {part}, found {values.min()}")
-
-
-def _check_axis(part: str, name: str, site: Site) -> None:
-    """What is asked of single sequences is read along the first axis: weights, moves of chains, the tree of draws."""
-    if plate_axis(site) != -site["value"].ndim:
-        raise UserError(
-            f"expected the plate '{PLATE}' on the first axis of site '{name}' of the {part}, found another axis of "
-            f"{tuple(site['value'].shape)}; give it a dim to the left of the other plates, such as dim=-2"
-        )
-
-
-def _check_cover(name: str, guided: Site, modelled: Site) -> None:
-    """A guide that cannot reach what the prior draws has no bound: its weights never see that part."""
-    if not jnp.all(guided["fn"].support(modelled["value"])):
-        raise UserError(
-            f"expected the guide to cover the prior of site '{name}', found the support {guided['fn'].support} in the "
-            f"guide and {modelled['fn'].support} in the model; choose a guide with the model's support"
-        )
-
-
-def _check_within(name: str, modelled: Site) -> None:
-    """modelled: the model's site at a draw from the guide. Where the prior has no mass the ELBO is minus infinity."""
-    if not jnp.all(modelled["fn"].support(modelled["value"])):
-        raise UserError(
-            f"expected the guide's draws of site '{name}' within the support of its prior, "
-            f"{modelled['fn'].support}, found some outside; choose a guide with the model's support"
         )
 
 

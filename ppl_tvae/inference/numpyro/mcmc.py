@@ -15,7 +15,6 @@ from numpyro.infer.hmc import hmc
 
 from ppl_tvae.inference.mcmc import MCMC, Chains, bad_start
 from ppl_tvae.inference.numpyro.tracing import (
-    OBSERVED,
     Trace,
     as_trace,
     bijections,
@@ -28,7 +27,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     program_traces,
     replayed,
 )
-from ppl_tvae.program import Program
+from ppl_tvae.program import OBSERVED, Program
 
 Latents = dict[str, jax.Array]
 Parameters = Mapping[str, jax.Array]

@@ -15,21 +15,19 @@ import jax.numpy as jnp
 from numpyro.distributions.kl import kl_divergence
 from numpyro.primitives import Messenger
 
-from ppl_tvae.errors import UserError
-from ppl_tvae.inference.description import distribution_name, has_inexact_kl
+from ppl_tvae.inference.description import has_inexact_kl
 from ppl_tvae.inference.numpyro.tracing import (
-    Site,
     Trace,
     latent_sites,
     log_joint,
     log_prob,
     observed_sites,
-    plate_axis,
     program_traces,
     replayed,
 )
 from ppl_tvae.inference.numpyro.tracing import per_sequence as summed
 from ppl_tvae.inference.objective import Objective, kl_weight
+from ppl_tvae.inference.sites import Site, beside, check_reparameterised
 from ppl_tvae.program import Program
 
 Parameters = Mapping[str, jax.Array]
@@ -95,7 +93,9 @@ def iwae_dreg(
 
     def drawn(key: jax.Array) -> Mapping[str, Site]:
         key_guide, _ = jax.random.split(key)
-        return latent_sites(reparameterised(replayed(program.guide, parameters, key_guide, frames, {})))
+        latents = latent_sites(replayed(program.guide, parameters, key_guide, frames, {}))
+        check_reparameterised(latents)
+        return latents
 
     def log_weight(parameters: Parameters, latents: Latents, key: jax.Array, frames: jax.Array) -> jax.Array:
         key_guide, key_model = jax.random.split(key)
@@ -164,19 +164,8 @@ def _drawn_traces(
     program: Program, parameters: Parameters, rng_key: jax.Array, frames: jax.Array
 ) -> tuple[Trace, Trace]:
     guide_trace, model_trace = program_traces(program, parameters, rng_key, frames)
-    return reparameterised(guide_trace), model_trace
-
-
-def reparameterised(guide_trace: Trace) -> Trace:
-    """The trace as it is. Raises UserError where a gradient cannot pass through a draw: it would be wrong, unseen."""
-    for name, site in latent_sites(guide_trace).items():
-        if not site["fn"].has_rsample:
-            raise UserError(
-                f"expected a reparameterised distribution at the guide's site '{name}', found "
-                f"{distribution_name(site['fn'])}, through whose draws no gradient passes; choose a continuous one, "
-                f"such as Normal"
-            )
-    return guide_trace
+    check_reparameterised(latent_sites(guide_trace))
+    return guide_trace, model_trace
 
 
 def _doubly_reparameterised(
@@ -198,15 +187,10 @@ def _doubly_reparameterised(
         return of_parameters, {name: attenuated(sites[name], of_latents[name], weights) for name in sites}, None, None
 
     def attenuated(site: Site, gradients: jax.Array, weights: jax.Array) -> jax.Array:
-        return jax.vmap(lambda gradient, weight: gradient * _beside(site, weight))(gradients, weights)
+        return jax.vmap(lambda gradient, weight: gradient * beside(site, weight))(gradients, weights)
 
     bound.defvjp(forward, backward)
     return bound
-
-
-def _beside(site: Site, values: jax.Array) -> jax.Array:
-    """values (batch,), shaped to broadcast against the site's value."""
-    return values.reshape(-1, *[1] * (-plate_axis(site) - 1))
 
 
 class _constant(Messenger):

@@ -12,7 +12,6 @@ from numpyro.primitives import Messenger
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.draw import Draw, settled
 from ppl_tvae.inference.numpyro.tracing import (
-    OBSERVED,
     Trace,
     computed_sites,
     deterministic_sites,
@@ -22,7 +21,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     log_prob,
     program_traces,
 )
-from ppl_tvae.program import Program
+from ppl_tvae.program import OBSERVED, Program
 
 Parameters = Mapping[str, jax.Array]
 

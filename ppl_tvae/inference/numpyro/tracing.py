@@ -13,12 +13,10 @@ from numpyro.handlers import replay, seed, substitute, trace
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import masks
-from ppl_tvae.program import Program
+from ppl_tvae.inference.sites import Site, changing_support, without_coordinates
+from ppl_tvae.program import PLATE, Program
 
-Site = dict[str, Any]
 Trace = Mapping[str, Site]
-PLATE = "sequences"
-OBSERVED = "x"
 
 
 def program_traces(
@@ -121,10 +119,7 @@ def from_the_reals(name: str, support: Any) -> Any:
     try:
         return biject_to(support)
     except NotImplementedError:
-        raise UserError(
-            f"expected latents with unconstrained coordinates, as annealing, MCMC and automatic guides need, found "
-            f"site '{name}' with the support {support}; use elbo and iwae with the run's own guide"
-        ) from None
+        raise without_coordinates(name, support) from None
 
 
 def bijections(program: Program, parameters: Mapping[str, jax.Array], frames: jax.Array) -> dict[str, Any]:
@@ -143,10 +138,7 @@ def check_supports(program: Program, parameters: Mapping[str, jax.Array], frames
     first, second = (latent_sites(trace(seed(model, jax.random.key(number))).get_trace(frames)) for number in (0, 1))
     for name, site in first.items():
         if not bool(site["fn"].support == second[name]["fn"].support):
-            raise UserError(
-                f"expected latents whose supports depend on no other latent, as annealing and MCMC need, found site "
-                f"'{name}' with a support that changes from draw to draw; use elbo and iwae with the run's own guide"
-            )
+            raise changing_support(name)
 
 
 def per_sequence(site: Site, values: jax.Array) -> jax.Array:
@@ -167,12 +159,6 @@ def per_sequence(site: Site, values: jax.Array) -> jax.Array:
             f"{tuple(values.shape)}; mark the other dimensions with .to_event"
         )
     return jnp.sum(values, axis=tuple(other for other in range(values.ndim) if other != axis))
-
-
-def plate_axis(site: Site) -> int:
-    """The axis of the sequences in the value of a site within their plate, counted from the last."""
-    (plate,) = (frame for frame in site["cond_indep_stack"] if frame.name == PLATE)
-    return plate.dim - site["fn"].event_dim
 
 
 def draw_observed(site: Site, rng_key: jax.Array) -> jax.Array:

@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_map
 
 from ppl_tvae.inference.mcmc import MCMC, Chains, bad_start
 from ppl_tvae.inference.pyro.tracing import (
-    OBSERVED,
     as_trace,
     bijections,
     check_supports,
@@ -31,7 +30,7 @@ from ppl_tvae.inference.pyro.tracing import (
     program_traces,
     replayed,
 )
-from ppl_tvae.program import Program
+from ppl_tvae.program import OBSERVED, Program
 
 Latents = dict[str, Tensor]
 Parameters = Mapping[str, Tensor]

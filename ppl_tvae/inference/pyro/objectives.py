@@ -19,23 +19,21 @@ import torch
 from torch import Tensor
 from torch.distributions.kl import kl_divergence
 
-from ppl_tvae.errors import UserError
-from ppl_tvae.inference.description import distribution_name, has_inexact_kl
+from ppl_tvae.inference.description import has_inexact_kl
 from ppl_tvae.inference.objective import Objective, kl_weight
 from ppl_tvae.inference.pyro.particles import drawn, is_vectorisable, log_density_at, of_particles, repeated
 from ppl_tvae.inference.pyro.tracing import (
-    Site,
     Trace,
     as_trace,
     latent_sites,
     log_joint,
     log_prob,
     observed_sites,
-    plate_axis,
     program_traces,
     replayed,
 )
 from ppl_tvae.inference.pyro.tracing import per_sequence as summed
+from ppl_tvae.inference.sites import Site, beside, check_reparameterised
 from ppl_tvae.program import Program
 
 
@@ -59,7 +57,8 @@ def mean_elbo(objective: Objective, program: Program, frames: Tensor, step: Any,
 
     def bounds(frames: Tensor) -> Tensor:
         guide_trace, model_trace = program_traces(program, frames)
-        return elbo(reparameterised(guide_trace), model_trace, kl_weight(objective, step)).expand(len(frames))
+        check_reparameterised(latent_sites(guide_trace))
+        return elbo(guide_trace, model_trace, kl_weight(objective, step)).expand(len(frames))
 
     size = objective.num_particles
     if vectorised:  # the model too: analytic KL divergences are between its distributions and the guide's
@@ -89,15 +88,15 @@ def iwae_dreg(objective: Objective, program: Program, frames: Tensor, step: Any,
     constant parameters; a guide must be deterministic but for its sites.
     """
     size = objective.num_particles
-    beside: dict[str, Tensor] = {}  # weights, known when gradients come back; nothing whose own graph holds the hooks
+    weight_of: dict[str, Tensor] = {}  # known when gradients come back; nothing whose own graph holds the hooks
     latents, _ = drawn(program, frames, size, _only_reparameterised, vectorised=vectorised)
-    given = {name: _attenuated(value, partial(beside.__getitem__, name)) for name, value in latents.items()}
+    given = {name: _attenuated(value, partial(weight_of.__getitem__, name)) for name, value in latents.items()}
     with _constant_parameters():
         log_q = log_density_at(program, frames, size, given, log_joint, vectorised=vectorised)
     model_trace = replayed(program.model, repeated(frames, size), as_trace(given))
     log_w = log_joint(model_trace).reshape(log_q.shape) - log_q
     weights = torch.softmax(log_w.detach(), dim=0)
-    beside |= {name: _beside(model_trace.nodes[name], weights.reshape(-1)) for name in given}
+    weight_of |= {name: beside(model_trace.nodes[name], weights.reshape(-1)) for name in given}
     surrogate = torch.sum(weights * log_w, dim=0)
     return log_mean_exp(log_w.detach()) + (surrogate - surrogate.detach())
 
@@ -158,24 +157,13 @@ def _kl(posterior: Site, prior: Site) -> Tensor:
 
 
 def _log_q(guide_trace: Trace) -> Tensor:
-    return log_joint(reparameterised(guide_trace))
+    check_reparameterised(latent_sites(guide_trace))
+    return log_joint(guide_trace)
 
 
 def _only_reparameterised(guide_trace: Trace) -> Tensor:
-    reparameterised(guide_trace)
+    check_reparameterised(latent_sites(guide_trace))
     return torch.zeros(())
-
-
-def reparameterised(guide_trace: Trace) -> Trace:
-    """The trace as it is. Raises UserError where a gradient cannot pass through a draw: it would be wrong, unseen."""
-    for name, site in latent_sites(guide_trace).items():
-        if not site["fn"].has_rsample:
-            raise UserError(
-                f"expected a reparameterised distribution at the guide's site '{name}', found "
-                f"{distribution_name(site['fn'])}, through whose draws no gradient passes; choose a continuous one, "
-                f"such as Normal"
-            )
-    return guide_trace
 
 
 def _attenuated(value: Tensor, weight: Callable[[], Tensor]) -> Tensor:
@@ -184,11 +172,6 @@ def _attenuated(value: Tensor, weight: Callable[[], Tensor]) -> Tensor:
     if value.requires_grad:
         value.register_hook(lambda gradient: gradient * weight())
     return value
-
-
-def _beside(site: Site, values: Tensor) -> Tensor:
-    """values (batch,), shaped to broadcast against the site's value."""
-    return values.reshape(-1, *[1] * (-plate_axis(site) - 1))
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from torch import Tensor
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.draw import Draw, settled
 from ppl_tvae.inference.pyro.tracing import (
-    OBSERVED,
     Trace,
     computed_sites,
     deterministic_sites,
@@ -23,7 +22,7 @@ from ppl_tvae.inference.pyro.tracing import (
     parameters_as,
     program_traces,
 )
-from ppl_tvae.program import Program
+from ppl_tvae.program import OBSERVED, Program
 
 Parameters = Mapping[str, Tensor]
 

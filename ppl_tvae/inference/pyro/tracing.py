@@ -19,12 +19,10 @@ from torch.distributions import Independent, biject_to, constraints
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import masks
-from ppl_tvae.program import Program
+from ppl_tvae.inference.sites import Site, changing_support, without_coordinates
+from ppl_tvae.program import PLATE, Program
 
-Site = dict[str, Any]
 Trace = Any
-PLATE = "sequences"
-OBSERVED = "x"
 
 
 @contextmanager
@@ -139,10 +137,7 @@ def from_the_reals(name: str, support: Any) -> Any:
     try:
         return biject_to(support)
     except NotImplementedError:
-        raise UserError(
-            f"expected latents with unconstrained coordinates, as annealing, MCMC and automatic guides need, found "
-            f"site '{name}' with the support {support}; use elbo and iwae with the run's own guide"
-        ) from None
+        raise without_coordinates(name, support) from None
 
 
 def bijections(program: Program, frames: Tensor) -> dict[str, Any]:
@@ -160,10 +155,7 @@ def check_supports(program: Program, frames: Tensor) -> None:
         first, second = (latent_sites(trace(program.model).get_trace(frames)) for _ in range(2))
     for name, site in first.items():
         if not _are_equal(site["fn"].support, second[name]["fn"].support):
-            raise UserError(
-                f"expected latents whose supports depend on no other latent, as annealing and MCMC need, found site "
-                f"'{name}' with a support that changes from draw to draw; use elbo and iwae with the run's own guide"
-            )
+            raise changing_support(name)
 
 
 def _are_equal(first: Any, second: Any) -> bool:
@@ -197,12 +189,6 @@ def per_sequence(site: Site, values: Tensor) -> Tensor:
         )
     others = tuple(other for other in range(values.ndim) if other != axis)
     return torch.sum(values, dim=others) if others else values
-
-
-def plate_axis(site: Site) -> int:
-    """The axis of the sequences in the value of a site within their plate, counted from the last."""
-    (plate,) = (frame for frame in site["cond_indep_stack"] if frame.name == PLATE)
-    return plate.dim - site["fn"].event_dim
 
 
 def draw_observed(site: Site) -> Tensor:

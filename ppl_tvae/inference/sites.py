@@ -1,0 +1,158 @@
+"""What a site of a trace tells, and mistakes that it tells, where the hosts' sites read the same.
+
+A site is a dictionary of the host's. Of its keys both hosts have "fn", the distribution, "value", "name" and
+"cond_indep_stack", the plates around it.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from ppl_tvae.errors import UserError
+from ppl_tvae.inference.description import distribution_name
+from ppl_tvae.program import OBSERVED, PLATE
+
+Site = dict[str, Any]
+
+
+def plate_axis(site: Site) -> int:
+    """The axis of the sequences in the value of a site within their plate, counted from the last."""
+    (plate,) = (frame for frame in site["cond_indep_stack"] if frame.name == PLATE)
+    return plate.dim - site["fn"].event_dim
+
+
+def beside(site: Site, values: Any) -> Any:
+    """values (batch,), shaped to broadcast against the site's value."""
+    return values.reshape(-1, *[1] * (-plate_axis(site) - 1))
+
+
+def without_coordinates(name: str, support: Any) -> UserError:
+    """What is said of a latent whose support no bijection reaches from the reals."""
+    return UserError(
+        f"expected latents with unconstrained coordinates, as annealing, MCMC and automatic guides need, found "
+        f"site '{name}' with the support {support}; use elbo and iwae with the run's own guide"
+    )
+
+
+def changing_support(name: str) -> UserError:
+    """What is said of a latent whose support is another at each draw."""
+    return UserError(
+        f"expected latents whose supports depend on no other latent, as annealing and MCMC need, found site "
+        f"'{name}' with a support that changes from draw to draw; use elbo and iwae with the run's own guide"
+    )
+
+
+def check_own_names(sites: Collection[str], parameters: Collection[str]) -> None:
+    """Raises UserError where a site is named like a parameter."""
+    for name in set(sites) & set(parameters):
+        raise UserError(
+            f"expected a name of its own for each site and parameter, found '{name}' for both; rename the parameter"
+        )
+
+
+def check_observed(
+    latents: Mapping[str, Site], observed: Mapping[str, Site], frames: Any, equal: Callable[[Any, Any], Any]
+) -> None:
+    """Raises UserError where a model with these sites does not observe frames (batch, ...) as they are.
+
+    equal(a, b) -> whether two arrays of the host's have the same values.
+    """
+    if OBSERVED in latents:
+        raise UserError(
+            f'expected the model to observe the frames at the site "{OBSERVED}", found that it draws them; give the '
+            f"site obs=frames"
+        )
+    if OBSERVED not in observed:
+        found = f"'{next(iter(observed))}'" if observed else "none"
+        instead = "write .mask(...) at the distribution in place of obs_mask" if "_observed" in found else "rename it"
+        raise UserError(f'expected the model to observe the frames at the site "{OBSERVED}", found {found}; {instead}')
+    site = observed[OBSERVED]
+    if site["fn"].batch_shape + site["fn"].event_shape != frames.shape:
+        found = f"batch {tuple(site['fn'].batch_shape)} and event {tuple(site['fn'].event_shape)}"
+        raise UserError(
+            f'expected the distribution of site "{OBSERVED}" to have the shape of the frames {tuple(frames.shape)}, '
+            f"found {found}"
+        )
+    if site["value"].shape != frames.shape or not equal(site["value"], frames):
+        raise UserError(
+            f'expected site "{OBSERVED}" to observe the frames as they are, of shape {tuple(frames.shape)}, found '
+            f"other values, of shape {tuple(site['value'].shape)}, whose likelihood is not theirs; give it obs=frames"
+        )
+    if not _is_within(site["fn"].support, site["value"]):
+        raise UserError(
+            f'expected frames within the support of site "{OBSERVED}", {site["fn"].support}, found values outside; '
+            f"choose the likelihood whose pixels these are (bernoulli binarises them)"
+        )
+
+
+def check_latents(guided: Mapping[str, Site], modelled: Mapping[str, Site]) -> None:
+    """Raises UserError where the latents of guide and model are not the same by name and shape."""
+    for name in modelled.keys() - guided.keys():
+        others = guided.keys() - modelled.keys()
+        instead = f", or rename its site '{min(others)}', which the model has not" if others else ""
+        raise UserError(
+            f"expected the guide to draw every latent of the model, found no site '{name}' in it; add it{instead}"
+        )
+    for name in guided.keys() - modelled.keys():
+        raise UserError(f"expected the model to have every site of the guide, found no site '{name}' in it; remove it")
+    for name, site in modelled.items():
+        if guided[name]["value"].shape != site["value"].shape:
+            raise UserError(
+                f"expected site '{name}' to have one shape in model and guide, found {site['value'].shape} in the "
+                f"model and {guided[name]['value'].shape} in the guide"
+            )
+
+
+def check_reparameterised(latents: Mapping[str, Site]) -> None:
+    """Raises UserError where a gradient cannot pass through a draw of the guide: it would be wrong, unseen."""
+    for name, site in latents.items():
+        if not site["fn"].has_rsample:
+            raise UserError(
+                f"expected a reparameterised distribution at the guide's site '{name}', found "
+                f"{distribution_name(site['fn'])}, through whose draws no gradient passes; choose a continuous one, "
+                f"such as Normal"
+            )
+
+
+def check_log_prob(part: str, name: str, values: Any, batch: int) -> None:
+    """Raises UserError unless the log-probabilities of a site are one finite number for each sequence."""
+    if values.shape != (batch,):
+        raise UserError(
+            f"expected one log-probability per sequence, ({batch},), at site '{name}' of the {part}, found "
+            f"{values.shape}; check the plate and .to_event"
+        )
+    if not array_namespace(values).isfinite(values).all():
+        raise UserError(f"expected a finite log-probability at site '{name}' of the {part}, found {values.min()}")
+
+
+def check_axis(part: str, name: str, site: Site) -> None:
+    """What is asked of single sequences is read along the first axis: weights, moves of chains, the tree of draws."""
+    if plate_axis(site) != -site["value"].ndim:
+        raise UserError(
+            f"expected the plate '{PLATE}' on the first axis of site '{name}' of the {part}, found another axis of "
+            f"{tuple(site['value'].shape)}; give it a dim to the left of the other plates, such as dim=-2"
+        )
+
+
+def check_cover(name: str, guided: Site, modelled: Site) -> None:
+    """A guide that cannot reach what the prior draws has no bound: its weights never see that part."""
+    if not _is_within(guided["fn"].support, modelled["value"]):
+        raise UserError(
+            f"expected the guide to cover the prior of site '{name}', found the support {guided['fn'].support} in the "
+            f"guide and {modelled['fn'].support} in the model; choose a guide with the model's support"
+        )
+
+
+def check_within(name: str, modelled: Site) -> None:
+    """modelled: the model's site at a draw from the guide. Where the prior has no mass the ELBO is minus infinity."""
+    if not _is_within(modelled["fn"].support, modelled["value"]):
+        raise UserError(
+            f"expected the guide's draws of site '{name}' within the support of its prior, "
+            f"{modelled['fn'].support}, found some outside; choose a guide with the model's support"
+        )
+
+
+def _is_within(support: Any, value: Any) -> bool:
+    """Whether all of a value lies in a support."""
+    return bool(support.check(value).all())
