@@ -27,6 +27,11 @@ def beside(site: Site, values: Any) -> Any:
     return values.reshape(-1, *[1] * (-plate_axis(site) - 1))
 
 
+def constrained(transforms: Mapping[str, Any], unconstrained: Mapping[str, Any]) -> dict[str, Any]:
+    """Latents by site name from their unconstrained coordinates; transforms: the bijections to their supports."""
+    return {name: transforms[name](value) for name, value in unconstrained.items()}
+
+
 def without_coordinates(name: str, support: Any) -> UserError:
     """What is said of a latent whose support no bijection reaches from the reals."""
     return UserError(

@@ -19,18 +19,20 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.handlers import seed, substitute, trace
 
 from ppl_tvae.inference.numpyro.tracing import (
     bijections,
     check_supports,
     latent_sites,
+    latent_values,
+    log_jacobian,
     log_joint,
-    log_prob,
-    per_sequence,
     program_traces,
+    total,
+    traced,
     traces_at,
 )
+from ppl_tvae.inference.sites import constrained
 from ppl_tvae.inference.temperatures import Annealed, Annealing, Path, forward_path
 from ppl_tvae.program import Program
 
@@ -86,10 +88,10 @@ class Annealer:
     def _draw_start(self, rng_key: jax.Array, frames: jax.Array) -> Latents:
         """Draws from f_0, one per sequence of frames."""
         if self._annealing.start == "prior":
-            sites = trace(substitute(seed(self._program.model, rng_key), data=self._parameters)).get_trace(frames)
+            sites = traced(self._program.model, self._parameters, rng_key, frames)
         else:
             sites, _ = program_traces(self._program, self._parameters, rng_key, frames)
-        return {name: site["value"] for name, site in latent_sites(sites).items()}
+        return latent_values(sites)
 
     def _walk(
         self,
@@ -176,17 +178,11 @@ class Annealer:
     def _log_densities(self, parameters: Any, frames: jax.Array, unconstrained: Latents) -> tuple[jax.Array, jax.Array]:
         """log f_0 and log p(x, z) of each chain, (chains * batch,), as densities in unconstrained space."""
         transforms = bijections(self._program, parameters, frames)
-        latents = {name: transforms[name](value) for name, value in unconstrained.items()}
+        latents = constrained(transforms, unconstrained)
         guide_trace, model_trace = traces_at(self._program, parameters, frames, latents)
-        sites = latent_sites(model_trace)
-        jacobians = (
-            per_sequence(sites[name], transforms[name].log_abs_det_jacobian(value, latents[name]))
-            for name, value in unconstrained.items()
-        )
-        jacobian = sum(jacobians, start=jnp.zeros(()))
+        jacobian = log_jacobian(transforms, unconstrained, model_trace)
         prior = self._annealing.start == "prior"
-        log_prior = sum((log_prob(site) for site in sites.values()), start=jnp.zeros(()))
-        log_start = log_prior if prior else log_joint(guide_trace)
+        log_start = total(latent_sites(model_trace)) if prior else log_joint(guide_trace)
         return log_start + jacobian, log_joint(model_trace) + jacobian
 
 

@@ -5,7 +5,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpyro
-from numpyro.handlers import seed, trace
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import (
@@ -27,6 +26,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     log_prob,
     observed_sites,
     replayed,
+    traced,
 )
 from ppl_tvae.inference.sites import (
     Site,
@@ -52,30 +52,29 @@ def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> 
     """
     if len(frames) == 1:  # which has no others to depend on
         frames = jnp.concatenate([frames, frames[..., ::-1, :]])
-    keys = jax.random.split(jax.random.key(0), 3)
-    guide_trace = _traced("guide", seed(program.guide, keys[0]), frames)
-    prior_trace = _traced("model", seed(program.model, keys[1]), frames)
+    key_guide, key_model, key_again = jax.random.split(jax.random.key(0), 3)
+    guide_trace = _well_named("guide", program.guide, key_guide, frames)
+    prior_trace = _well_named("model", program.model, key_model, frames)
     _check_traces(guide_trace, prior_trace, frames, likelihood)
-    model_trace = replayed(program.model, {}, keys[1], frames, guide_trace)
+    model_trace = replayed(program.model, {}, key_model, frames, guide_trace)
     for name, site in latent_sites(model_trace).items():
         check_within(name, site)
-    _check_fixed(guide_trace, replayed(program.guide, _parameters(guide_trace), keys[2], frames, guide_trace))
-    _check_apart("guide", program.guide, keys[2], frames, guide_trace)
-    _check_apart("model", program.model, keys[2], frames, model_trace)
+    _check_fixed(guide_trace, replayed(program.guide, _parameters(guide_trace), key_again, frames, guide_trace))
+    _check_apart("guide", program.guide, key_again, frames, guide_trace)
+    _check_apart("model", program.model, key_again, frames, model_trace)
 
 
 def site_table(program: Program, frames: jax.Array) -> list[dict[str, Any]]:
     """A row for each site of the guide and of the model on frames (batch, ...): what it is, and its shapes."""
-    keys = jax.random.split(jax.random.key(0))
-    parts = {"guide": trace(seed(program.guide, keys[0])), "model": trace(seed(program.model, keys[1]))}
+    key_guide, key_model = jax.random.split(jax.random.key(0))
     rows = []
-    for part, traced in parts.items():
-        for name, site in traced.get_trace(frames).items():
+    for part, function, key in (("guide", program.guide, key_guide), ("model", program.model, key_model)):
+        for name, site in traced(function, {}, key, frames).items():
             if site["type"] == "sample":
                 kind, fn = ("observed" if site["is_observed"] else "latent"), site["fn"]
                 rows.append(site_row(part, name, kind, distribution_name(fn), fn.batch_shape, fn.event_shape))
             elif site["type"] in ("param", "deterministic"):
-                kind = {"param": "parameter"}.get(site["type"], site["type"])
+                kind = "parameter" if site["type"] == "param" else "deterministic"
                 for path, leaf in jax.tree_util.tree_flatten_with_path({name: site["value"]})[0]:
                     rows.append(site_row(part, flat_name(path), kind, "", (), jnp.shape(leaf)))
     return rows
@@ -86,9 +85,10 @@ def graph(program: Program, frames: jax.Array) -> Any:
     return numpyro.render_model(program.model, (frames,), render_distributions=True, render_params=True)
 
 
-def _traced(part: str, function: Any, frames: jax.Array) -> Trace:
+def _well_named(part: str, function: Any, rng_key: jax.Array, frames: jax.Array) -> Trace:
+    """The trace of a part. Raises UserError where two of its sites have one name, or one changes between calls."""
     try:
-        sites = trace(function).get_trace(frames)
+        sites = traced(function, {}, rng_key, frames)
     except AssertionError as error:
         if "unique names" not in str(error):
             raise

@@ -21,12 +21,13 @@ from ppl_tvae.inference.numpyro.tracing import (
     check_supports,
     computed_sites,
     latent_sites,
+    log_jacobian,
     log_joint,
     log_prob,
-    per_sequence,
     program_traces,
     replayed,
 )
+from ppl_tvae.inference.sites import constrained
 from ppl_tvae.program import OBSERVED, Program
 
 Latents = dict[str, jax.Array]
@@ -93,21 +94,16 @@ class Sampler:
     def _log_joint(self, parameters: Parameters, frames: jax.Array, unconstrained: Latents) -> jax.Array:
         """log p(x, latents) of each sequence, (batch,), as a density in unconstrained space."""
         transforms = bijections(self._program, parameters, frames)
-        latents = {name: transforms[name](value) for name, value in unconstrained.items()}
+        latents = constrained(transforms, unconstrained)
         model_trace = self._model_trace(parameters, frames, latents)
-        sites = latent_sites(model_trace)
-        jacobians = (
-            per_sequence(sites[name], transforms[name].log_abs_det_jacobian(value, latents[name]))
-            for name, value in unconstrained.items()
-        )
-        return log_joint(model_trace) + sum(jacobians, start=jnp.zeros(()))
+        return log_joint(model_trace) + log_jacobian(transforms, unconstrained, model_trace)
 
     def _describe(self, parameters: Parameters, frames: jax.Array, state: Any) -> Chains:
         """What is kept of an iteration, each (chain, batch, ...); frames (chain * batch, ...)."""
         shape = state.potential_energy.shape
         transforms = bijections(self._program, parameters, frames)
         flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in state.z.items()}
-        latents = {name: transforms[name](value) for name, value in flat.items()}
+        latents = constrained(transforms, flat)
         model_trace = self._model_trace(parameters, frames, latents)
         computed = computed_sites(self._program, parameters, frames)
         sites = latents | {name: jnp.asarray(model_trace[name]["value"]) for name in computed}

@@ -24,6 +24,8 @@ from ppl_tvae.inference.numpyro.tracing import (
     observed_sites,
     program_traces,
     replayed,
+    total,
+    traced,
 )
 from ppl_tvae.inference.numpyro.tracing import per_sequence as summed
 from ppl_tvae.inference.objective import Objective, kl_weight
@@ -43,9 +45,9 @@ def elbo(guide_trace: Trace, model_trace: Trace, kl_weight: Any = 1.0) -> jax.Ar
     those of which `has_inexact_kl` speaks. With a kl_weight other than 1 it is a bound no longer.
     """
     prior, posterior = latent_sites(model_trace), latent_sites(guide_trace)
-    evidence = _total(observed_sites(model_trace))
+    evidence = total(observed_sites(model_trace))
     if list(prior) != list(posterior):
-        return evidence - kl_weight * (_total(posterior) - _total(prior))
+        return evidence - kl_weight * (total(posterior) - total(prior))
     return evidence - kl_weight * sum(_kl(posterior[name], prior[name]) for name in prior)
 
 
@@ -93,7 +95,7 @@ def iwae_dreg(
 
     def drawn(key: jax.Array) -> Mapping[str, Site]:
         key_guide, _ = jax.random.split(key)
-        latents = latent_sites(replayed(program.guide, parameters, key_guide, frames, {}))
+        latents = latent_sites(traced(program.guide, parameters, key_guide, frames))
         check_reparameterised(latents)
         return latents
 
@@ -136,10 +138,6 @@ OBJECTIVES: dict[str, Callable[[Objective, Program, Parameters, jax.Array, jax.A
     "iwae-dreg": iwae_dreg,
     "renyi": renyi,
 }
-
-
-def _total(sites: Trace) -> jax.Array:
-    return sum((log_prob(site) for site in sites.values()), start=jnp.zeros(()))
 
 
 def _kl(posterior: Site, prior: Site) -> jax.Array:

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.handlers import seed, substitute, trace
 from numpyro.primitives import Messenger
 
 from ppl_tvae.errors import UserError
@@ -20,6 +19,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     log_joint,
     log_prob,
     program_traces,
+    traced,
 )
 from ppl_tvae.program import OBSERVED, Program
 
@@ -49,7 +49,7 @@ def prior_draw(program: Program) -> Callable[[Parameters, jax.Array, jax.Array],
     @jax.jit
     def beside(parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Draw:
         key_latents, key_frames = jax.random.split(rng_key)
-        sites = _model_trace(program, parameters, key_latents, frames)
+        sites = traced(program.model, parameters, key_latents, frames)
         return _draw(sites, computed_sites(program, parameters, frames), key_frames)
 
     def draw(parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Draw:
@@ -68,7 +68,7 @@ def decoding(program: Program, site: str) -> Callable[[Parameters, jax.Array, ja
     @jax.jit
     def decode(parameters: Parameters, rng_key: jax.Array, values: jax.Array, frames: jax.Array) -> jax.Array:
         with _set_by_hand(site, values):
-            sites = _model_trace(program, parameters, rng_key, frames)
+            sites = traced(program.model, parameters, rng_key, frames)
         if site not in deterministic_sites(sites) | latent_sites(sites):
             raise UserError(
                 f"expected a site '{site}' in the model, from which frames can be decoded, found none; register it "
@@ -77,10 +77,6 @@ def decoding(program: Program, site: str) -> Callable[[Parameters, jax.Array, ja
         return sites[OBSERVED]["fn"].mean
 
     return decode
-
-
-def _model_trace(program: Program, parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Trace:
-    return trace(substitute(seed(program.model, rng_key), data=dict(parameters))).get_trace(frames)
 
 
 def _draw(model_trace: Trace, computed: Sequence[str], rng_key: jax.Array) -> Draw:

@@ -19,12 +19,19 @@ from ppl_tvae.program import PLATE, Program
 Trace = Mapping[str, Site]
 
 
+def traced(
+    function: Callable[[Any], Any], parameters: Mapping[str, jax.Array], rng_key: jax.Array, frames: jax.Array
+) -> Trace:
+    """The trace of a model or guide, with latents of its own."""
+    return trace(substitute(seed(function, rng_key), data=dict(parameters))).get_trace(frames)
+
+
 def program_traces(
     program: Program, parameters: Mapping[str, jax.Array], rng_key: jax.Array, frames: jax.Array
 ) -> tuple[Trace, Trace]:
     """One draw: the trace of the guide, and the trace of the model at the guide's latents."""
     key_guide, key_model = jax.random.split(rng_key)
-    guide_trace = trace(substitute(seed(program.guide, key_guide), data=dict(parameters))).get_trace(frames)
+    guide_trace = traced(program.guide, parameters, key_guide, frames)
     return guide_trace, replayed(program.model, parameters, key_model, frames, guide_trace)
 
 
@@ -85,12 +92,17 @@ def flat_name(path: Any) -> str:
 
 def latent_sites(sites: Trace) -> dict[str, Site]:
     """The random sites that are not observed."""
-    return {name: site for name, site in sites.items() if site["type"] == "sample" and not site["is_observed"]}
+    return {name: site for name, site in _random_sites(sites).items() if not site["is_observed"]}
+
+
+def latent_values(sites: Trace) -> dict[str, jax.Array]:
+    """The values of the latents, by site name."""
+    return {name: site["value"] for name, site in latent_sites(sites).items()}
 
 
 def observed_sites(sites: Trace) -> dict[str, Site]:
     """The observed sites."""
-    return {name: site for name, site in sites.items() if site["type"] == "sample" and site["is_observed"]}
+    return {name: site for name, site in _random_sites(sites).items() if site["is_observed"]}
 
 
 def deterministic_sites(sites: Trace) -> dict[str, Site]:
@@ -104,7 +116,7 @@ def computed_sites(program: Program, parameters: Mapping[str, jax.Array], frames
     def shapes(size: int) -> dict[str, Any]:
         def computed() -> dict[str, jax.Array]:
             others = jnp.zeros((size, *frames.shape[1:]), frames.dtype)
-            sites = deterministic_sites(replayed(program.model, parameters, jax.random.key(0), others, {}))
+            sites = deterministic_sites(traced(program.model, parameters, jax.random.key(0), others))
             return {name: jnp.asarray(site["value"]) for name, site in sites.items()}
 
         return jax.eval_shape(computed)
@@ -124,8 +136,7 @@ def from_the_reals(name: str, support: Any) -> Any:
 
 def bijections(program: Program, parameters: Mapping[str, jax.Array], frames: jax.Array) -> dict[str, Any]:
     """From the reals to the support of each latent of the model, by site name. Raises UserError where there is none."""
-    model = substitute(seed(program.model, jax.random.key(0)), data=dict(parameters))
-    sites = latent_sites(trace(model).get_trace(frames))
+    sites = latent_sites(traced(program.model, parameters, jax.random.key(0), frames))
     return {name: from_the_reals(name, site["fn"].support) for name, site in sites.items()}
 
 
@@ -134,8 +145,8 @@ def check_supports(program: Program, parameters: Mapping[str, jax.Array], frames
 
     Unconstrained coordinates would then be others at each draw, as those of Uniform(0, s) are where s is a latent too.
     """
-    model = substitute(program.model, data=dict(parameters))
-    first, second = (latent_sites(trace(seed(model, jax.random.key(number))).get_trace(frames)) for number in (0, 1))
+    keys = jax.random.key(0), jax.random.key(1)
+    first, second = (latent_sites(traced(program.model, parameters, key, frames)) for key in keys)
     for name, site in first.items():
         if not bool(site["fn"].support == second[name]["fn"].support):
             raise changing_support(name)
@@ -180,14 +191,34 @@ def log_prob(site: Site) -> jax.Array:
 
 def log_joint(sites: Trace) -> jax.Array:
     """The sum over all random sites, observed ones too, per sequence: (batch,), nats."""
-    random = [site for site in sites.values() if site["type"] == "sample"]
-    return sum((log_prob(site) for site in random), start=jnp.zeros(()))
+    return total(_random_sites(sites))
+
+
+def total(sites: Mapping[str, Site]) -> jax.Array:
+    """The sum of the log-probabilities of random sites, per sequence: (batch,), nats; of none of them 0, a scalar."""
+    return sum((log_prob(site) for site in sites.values()), start=jnp.zeros(()))
+
+
+def log_jacobian(
+    transforms: Mapping[str, Any], unconstrained: Mapping[str, jax.Array], model_trace: Trace
+) -> jax.Array:
+    """log |d latents / d unconstrained|, per sequence: (batch,), nats. model_trace: of the model at these latents."""
+    sites = latent_sites(model_trace)
+    jacobians = (
+        per_sequence(sites[name], transforms[name].log_abs_det_jacobian(value, sites[name]["value"]))
+        for name, value in unconstrained.items()
+    )
+    return sum(jacobians, start=jnp.zeros(()))
+
+
+def _random_sites(sites: Trace) -> dict[str, Site]:
+    """Sample sites."""
+    return {name: site for name, site in sites.items() if site["type"] == "sample"}
 
 
 def frame_log_joint(sites: Trace) -> jax.Array:
     """The sum over all random sites, per frame: (batch, S), nats. Raises UserError where a site has other frames."""
-    random = {name: site for name, site in sites.items() if site["type"] == "sample"}
-    scores = {name: log_prob_per_frame(site) for name, site in random.items()}
+    scores = {name: log_prob_per_frame(site) for name, site in _random_sites(sites).items()}
     if len({score.shape[1] for score in scores.values()}) > 1:
         found = ", ".join(f"{score.shape[1]} in '{name}'" for name, score in scores.items())
         raise UserError(f"expected every site to have the same number of frames for a score per frame, found {found}")

@@ -9,12 +9,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from numpyro.handlers import block, replay, seed, substitute, trace
+from numpyro.handlers import block, substitute
 from numpyro.infer import SVI, Trace_ELBO, init_to_value
 from numpyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
 from numpyro.optim import Adam
 
-from ppl_tvae.inference.numpyro.tracing import Trace, from_the_reals, latent_sites, program_traces
+from ppl_tvae.inference.numpyro.tracing import (
+    Trace,
+    from_the_reals,
+    latent_sites,
+    latent_values,
+    program_traces,
+    replayed,
+    traced,
+)
 from ppl_tvae.inference.unamortised import Unamortised, check_whole_plate
 from ppl_tvae.program import Program
 
@@ -52,7 +60,7 @@ def _of_one(
     for name, site in latent_sites(modelled).items():
         from_the_reals(name, site["fn"].support)
         check_whole_plate(name, site["scale"])
-    start = {name: site["value"] for name, site in latent_sites(drawn).items()}
+    start = latent_values(drawn)
     # The model's parameters are hidden, so that the fit leaves them alone.
     model = block(substitute(program.model, data=dict(parameters)), hide_fn=lambda site: site["type"] == "param")
     guide = _GUIDES[settings.name](model, init_loc_fn=init_to_value(values=start))
@@ -62,14 +70,14 @@ def _of_one(
 
     def log_weight(key: jax.Array) -> jax.Array:
         key_guide, key_model = jax.random.split(key)
-        guide_trace = trace(substitute(seed(guide, key_guide), data=fitted)).get_trace(frames)
-        model_trace = trace(replay(seed(model, key_model), guide_trace)).get_trace(frames)
-        return _total(model_trace) - _total(guide_trace)
+        guide_trace = traced(guide, fitted, key_guide, frames)
+        model_trace = replayed(model, {}, key_model, frames, guide_trace)
+        return _log_prob_sum(model_trace) - _log_prob_sum(guide_trace)
 
     return jax.lax.map(log_weight, jax.random.split(key_draws, count), batch_size=min(count, _PARTICLES_PER_CHUNK))
 
 
-def _total(sites: Trace) -> jax.Array:
+def _log_prob_sum(sites: Trace) -> jax.Array:
     """log-probability of everything random in a trace of one sequence: plates have nothing to say here."""
     random = [site for site in sites.values() if site["type"] == "sample"]
     return sum((jnp.sum(site["fn"].log_prob(site["value"])) for site in random), start=jnp.zeros(()))

@@ -17,20 +17,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pyro.poutine import trace
 from torch import Tensor
 
 from ppl_tvae.inference.pyro.tracing import (
     bijections,
     check_supports,
     latent_sites,
+    latent_values,
+    log_jacobian,
     log_joint,
-    log_prob,
     parameters_as,
-    per_sequence,
     program_traces,
+    total,
+    traced,
     traces_at,
 )
+from ppl_tvae.inference.sites import constrained
 from ppl_tvae.inference.temperatures import Annealed, Annealing, Path, forward_path
 from ppl_tvae.program import Program
 
@@ -78,10 +80,10 @@ class Annealer:
         """Draws from f_0, one per sequence of frames."""
         with parameters_as(self._parameters):
             if self._annealing.start == "prior":
-                sites = trace(self._program.model).get_trace(frames)
+                sites = traced(self._program.model, frames)
             else:
                 sites, _ = program_traces(self._program, frames)
-            return {name: site["value"] for name, site in latent_sites(sites).items()}
+            return latent_values(sites)
 
     def _walk(self, frames: Tensor, latents: Latents, path: Path, progress: Progress, adapt: bool = False) -> Annealed:
         with parameters_as(self._parameters), torch.no_grad():
@@ -135,24 +137,18 @@ class Annealer:
         with torch.enable_grad():
             leaves = {name: value.detach().requires_grad_() for name, value in unconstrained.items()}
             log_start, log_target = self._log_densities(transforms, frames, leaves)
-            total = torch.sum((1 - beta) * log_start + beta * log_target)
-            return dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+            log_tempered = torch.sum((1 - beta) * log_start + beta * log_target)
+            return dict(zip(leaves, torch.autograd.grad(log_tempered, list(leaves.values())), strict=True))
 
     def _log_densities(
         self, transforms: Mapping[str, Any], frames: Tensor, unconstrained: Latents
     ) -> tuple[Tensor, Tensor]:
         """log f_0 and log p(x, z) of each chain, (chains * batch,), as densities in unconstrained space."""
-        latents = {name: transforms[name](value) for name, value in unconstrained.items()}
+        latents = constrained(transforms, unconstrained)
         guide_trace, model_trace = traces_at(self._program, frames, latents)
-        sites = latent_sites(model_trace)
-        jacobians = (
-            per_sequence(sites[name], transforms[name].log_abs_det_jacobian(value, latents[name]))
-            for name, value in unconstrained.items()
-        )
-        jacobian = sum(jacobians, start=torch.zeros(()))
+        jacobian = log_jacobian(transforms, unconstrained, model_trace)
         prior = self._annealing.start == "prior"
-        log_prior = sum((log_prob(site) for site in sites.values()), start=torch.zeros(()))
-        log_start = log_prior if prior else log_joint(guide_trace)
+        log_start = total(latent_sites(model_trace)) if prior else log_joint(guide_trace)
         return log_start + jacobian, log_joint(model_trace) + jacobian
 
 

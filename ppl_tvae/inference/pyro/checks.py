@@ -4,7 +4,6 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.poutine import trace
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -28,6 +27,7 @@ from ppl_tvae.inference.pyro.tracing import (
     log_prob,
     observed_sites,
     replayed,
+    traced,
 )
 from ppl_tvae.inference.sites import (
     Site,
@@ -54,8 +54,8 @@ def check_program(program: Program, frames: Tensor, likelihood: str = "") -> Non
     if len(frames) == 1:  # which has no others to depend on
         frames = torch.cat([frames, frames.flip(-2)])
     with pyro.get_param_store().scope(), torch.random.fork_rng(), torch.no_grad():
-        guide_trace = _traced("guide", program.guide, frames)
-        prior_trace = _traced("model", program.model, frames)
+        guide_trace = _well_named("guide", program.guide, frames)
+        prior_trace = _well_named("model", program.model, frames)
         _check_traces(guide_trace, prior_trace, frames, likelihood)
         model_trace = replayed(program.model, frames, guide_trace)
         for name, site in latent_sites(model_trace).items():
@@ -70,7 +70,7 @@ def site_table(program: Program, frames: Tensor) -> list[dict[str, Any]]:
     rows = []
     with pyro.get_param_store().scope(), torch.no_grad(), torch.random.fork_rng():
         for part, function in (("guide", program.guide), ("model", program.model)):
-            for name, site in trace(function).get_trace(frames).nodes.items():
+            for name, site in traced(function, frames).nodes.items():
                 if site["type"] == "sample" and site["infer"].get("_deterministic"):
                     rows.append(site_row(part, name, "deterministic", "", (), site["value"].shape))
                 elif site["type"] == "sample" and not site_is_subsample(site):
@@ -89,9 +89,10 @@ def graph(program: Program, frames: Tensor) -> Any:
         )
 
 
-def _traced(part: str, function: Any, frames: Tensor) -> Trace:
+def _well_named(part: str, function: Any, frames: Tensor) -> Trace:
+    """The trace of a part. Raises UserError where two of its sites have one name."""
     try:
-        return trace(function).get_trace(frames)
+        return traced(function, frames)
     except RuntimeError as error:
         first_line = str(error).strip().partition("\n")[0]
         if "already in the trace" not in str(error) and "Multiple" not in first_line:

@@ -23,13 +23,14 @@ from ppl_tvae.inference.pyro.tracing import (
     check_supports,
     computed_sites,
     latent_sites,
+    log_jacobian,
     log_joint,
     log_prob,
     parameters_as,
-    per_sequence,
     program_traces,
     replayed,
 )
+from ppl_tvae.inference.sites import constrained
 from ppl_tvae.program import OBSERVED, Program
 
 Latents = dict[str, Tensor]
@@ -89,14 +90,9 @@ class Sampler:
     def _log_joint(self, frames: Tensor, unconstrained: Latents) -> Tensor:
         """log p(x, latents) of each sequence, (batch,), as a density in unconstrained space."""
         transforms = bijections(self._program, frames)
-        latents = {name: transforms[name](value) for name, value in unconstrained.items()}
+        latents = constrained(transforms, unconstrained)
         model_trace = replayed(self._program.model, frames, as_trace(latents))
-        sites = latent_sites(model_trace)
-        jacobians = (
-            per_sequence(sites[name], transforms[name].log_abs_det_jacobian(value, latents[name]))
-            for name, value in unconstrained.items()
-        )
-        return log_joint(model_trace) + sum(jacobians, start=torch.zeros(()))
+        return log_joint(model_trace) + log_jacobian(transforms, unconstrained, model_trace)
 
     @torch.no_grad()
     def _describe(
@@ -106,7 +102,7 @@ class Sampler:
         now = [walk[draw] for walk in walks]
         transforms = bijections(self._program, frames)
         flat = {name: torch.cat([one.unconstrained[name] for one in now]) for name in now[0].unconstrained}
-        latents = {name: transforms[name](value) for name, value in flat.items()}
+        latents = constrained(transforms, flat)
         model_trace = replayed(self._program.model, frames, as_trace(latents))
         sites = latents | {name: model_trace.nodes[name]["value"] for name in computed}
         return Chains(

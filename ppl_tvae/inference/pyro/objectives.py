@@ -31,6 +31,7 @@ from ppl_tvae.inference.pyro.tracing import (
     observed_sites,
     program_traces,
     replayed,
+    total,
 )
 from ppl_tvae.inference.pyro.tracing import per_sequence as summed
 from ppl_tvae.inference.sites import Site, beside, check_reparameterised
@@ -46,9 +47,9 @@ def elbo(guide_trace: Trace, model_trace: Trace, kl_weight: Any = 1.0) -> Tensor
     those of which `has_inexact_kl` speaks. With a kl_weight other than 1 it is a bound no longer.
     """
     prior, posterior = latent_sites(model_trace), latent_sites(guide_trace)
-    evidence = _total(observed_sites(model_trace))
+    evidence = total(observed_sites(model_trace))
     if list(prior) != list(posterior):
-        return evidence - kl_weight * (_total(posterior) - _total(prior))
+        return evidence - kl_weight * (total(posterior) - total(prior))
     return evidence - kl_weight * sum(_kl(posterior[name], prior[name]) for name in prior)
 
 
@@ -140,10 +141,6 @@ def is_vectorised(objective: Objective, program: Program, frames: Tensor) -> boo
             torch.autograd.grad(bound.sum(), leaves, allow_unused=True)
 
     return objective.num_particles > 1 and is_vectorisable(bound_and_gradient)
-
-
-def _total(sites: dict[str, Site]) -> Tensor:
-    return sum((log_prob(site) for site in sites.values()), start=torch.zeros(()))
 
 
 def _kl(posterior: Site, prior: Site) -> Tensor:

@@ -7,15 +7,15 @@ once for all particles.
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from pyro.poutine import trace
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
-from ppl_tvae.inference.pyro.tracing import Trace, as_trace, latent_sites, replayed
+from ppl_tvae.inference.pyro.tracing import Trace, as_trace, latent_sites, latent_values, replayed, traced
 from ppl_tvae.program import Program
 
 Latents = dict[str, Tensor]
@@ -35,14 +35,15 @@ def drawn(
     vectorised: whether the guide runs once; RuntimeError and its like where vmap has no rule for what it does.
     """
     if not vectorised:
-        guide_trace = trace(program.guide).get_trace(repeated(frames, size))
-        return _latents(guide_trace), _of_each(log_density(guide_trace), size * len(frames)).unflatten(0, (size, -1))
+        guide_trace = traced(program.guide, repeated(frames, size))
+        log_q = _of_each(log_density(guide_trace), size * len(frames)).unflatten(0, (size, -1))
+        return latent_values(guide_trace), log_q
 
     def of_one() -> tuple[Latents, Tensor]:
-        guide_trace = trace(program.guide).get_trace(frames)
+        guide_trace = traced(program.guide, frames)
         if any(site["fn"].batch_shape != frames.shape[:1] for site in latent_sites(guide_trace).values()):
             raise ValueError("expected no plate but that of the sequences, whose axis comes first")
-        return _latents(guide_trace), _of_each(log_density(guide_trace), len(frames))
+        return latent_values(guide_trace), _of_each(log_density(guide_trace), len(frames))
 
     latents, log_q = of_particles(of_one, size)
     return {name: value.flatten(0, 1) for name, value in latents.items()}, log_q
@@ -99,10 +100,6 @@ def _vmap(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return quiet
 
 
-def _latents(guide_trace: Trace) -> Latents:
-    return {name: site["value"] for name, site in latent_sites(guide_trace).items()}
-
-
 def _of_each(values: Tensor, num_sequences: int) -> Tensor:
     """(num_sequences, ...); the sum over the sites of a guide that has none is a scalar."""
     return values.expand(num_sequences, *values.shape[1:])
@@ -123,7 +120,7 @@ class _OutOfPlaceDraws(TorchFunctionMode):
         kwargs = kwargs or {}
         left_behind = [tensor for each in self._left_behind if (tensor := each()) is not None]
         self._left_behind = [weakref.ref(tensor) for tensor in left_behind]
-        if left_behind and any(each is tensor for each in _flat((args, kwargs)) for tensor in left_behind):
+        if left_behind and any(each is tensor for each in tree_leaves((args, kwargs)) for tensor in left_behind):
             raise RuntimeError("a tensor that was drawn into in place, of which vmap has no draws")
         if func is Tensor.normal_ and len(args) == 1 and not kwargs:
             self._left_behind.append(weakref.ref(args[0]))
@@ -133,14 +130,3 @@ class _OutOfPlaceDraws(TorchFunctionMode):
             low, high = args[1:] or (0.0, 1.0)
             return low + (high - low) * torch.rand_like(args[0])
         return func(*args, **kwargs)
-
-
-def _flat(arguments: Any) -> Iterator[Any]:
-    """What a nest of tuples, lists and dictionaries holds."""
-    if isinstance(arguments, dict):
-        arguments = arguments.values()
-    elif not isinstance(arguments, list | tuple):
-        yield arguments
-        return
-    for each in arguments:
-        yield from _flat(each)

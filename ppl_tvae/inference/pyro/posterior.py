@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from pyro.poutine import trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from ppl_tvae.inference.pyro.tracing import (
     log_prob,
     parameters_as,
     program_traces,
+    traced,
 )
 from ppl_tvae.program import OBSERVED, Program
 
@@ -60,7 +60,7 @@ def prior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
             torch.manual_seed(noise)
             if computed is None:
                 computed = computed_sites(program, frames)
-            return _draw(trace(program.model).get_trace(frames), computed)
+            return _draw(traced(program.model, frames), computed)
 
     def draw(parameters: Parameters, frames: Tensor) -> Draw:
         noise = int(torch.randint(2**62, ()))  # the next of the stream, for all rounds
@@ -79,7 +79,7 @@ def decoding(program: Program, site: str) -> Callable[[Parameters, Tensor, Tenso
     @torch.no_grad()
     def decode(parameters: Parameters, values: Tensor, frames: Tensor) -> Tensor:
         with parameters_as(parameters), _set_by_hand(site, values):
-            sites = trace(program.model).get_trace(frames)
+            sites = traced(program.model, frames)
         if site not in deterministic_sites(sites) | latent_sites(sites):
             raise UserError(
                 f"expected a site '{site}' in the model, from which frames can be decoded, found none; register it "

@@ -54,9 +54,14 @@ class _ModulesFollow(Messenger):
             self._written[own] = value
 
 
+def traced(function: Callable[[Any], Any], frames: Tensor) -> Trace:
+    """The trace of a model or guide, with latents of its own."""
+    return trace(function).get_trace(frames)
+
+
 def program_traces(program: Program, frames: Tensor) -> tuple[Trace, Trace]:
     """One draw: the trace of the guide, and the trace of the model at the guide's latents."""
-    guide_trace = trace(program.guide).get_trace(frames)
+    guide_trace = traced(program.guide, frames)
     return guide_trace, replayed(program.model, frames, guide_trace)
 
 
@@ -105,6 +110,11 @@ def latent_sites(sites: Trace) -> dict[str, Site]:
     return {name: site for name, site in _random_sites(sites).items() if not site["is_observed"]}
 
 
+def latent_values(sites: Trace) -> dict[str, Tensor]:
+    """The values of the latents, by site name."""
+    return {name: site["value"] for name, site in latent_sites(sites).items()}
+
+
 def observed_sites(sites: Trace) -> dict[str, Site]:
     """The observed sites."""
     return {name: site for name, site in _random_sites(sites).items() if site["is_observed"]}
@@ -123,7 +133,7 @@ def computed_sites(program: Program, frames: Tensor) -> tuple[str, ...]:
     """The deterministic sites that have a value for each sequence, known by their shapes with one sequence more."""
 
     def shapes(frames: Tensor) -> dict[str, torch.Size]:
-        sites = deterministic_sites(trace(program.model).get_trace(frames))
+        sites = deterministic_sites(traced(program.model, frames))
         return {name: site["value"].shape for name, site in sites.items()}
 
     size = len(frames)
@@ -142,7 +152,7 @@ def from_the_reals(name: str, support: Any) -> Any:
 
 def bijections(program: Program, frames: Tensor) -> dict[str, Any]:
     """From the reals to the support of each latent of the model, by site name. Raises UserError where there is none."""
-    sites = latent_sites(trace(program.model).get_trace(frames))
+    sites = latent_sites(traced(program.model, frames))
     return {name: from_the_reals(name, site["fn"].support) for name, site in sites.items()}
 
 
@@ -152,7 +162,7 @@ def check_supports(program: Program, frames: Tensor) -> None:
     Unconstrained coordinates would then be others at each draw, as those of Uniform(0, s) are where s is a latent too.
     """
     with torch.random.fork_rng():
-        first, second = (latent_sites(trace(program.model).get_trace(frames)) for _ in range(2))
+        first, second = (latent_sites(traced(program.model, frames)) for _ in range(2))
     for name, site in first.items():
         if not _are_equal(site["fn"].support, second[name]["fn"].support):
             raise changing_support(name)
@@ -229,7 +239,22 @@ _WITH_ENDS = (
 
 def log_joint(sites: Trace) -> Tensor:
     """The sum over all random sites, observed ones too, per sequence: (batch,), nats."""
-    return sum((log_prob(site) for site in _random_sites(sites).values()), start=torch.zeros(()))
+    return total(_random_sites(sites))
+
+
+def total(sites: Mapping[str, Site]) -> Tensor:
+    """The sum of the log-probabilities of random sites, per sequence: (batch,), nats; of none of them 0, a scalar."""
+    return sum((log_prob(site) for site in sites.values()), start=torch.zeros(()))
+
+
+def log_jacobian(transforms: Mapping[str, Any], unconstrained: Mapping[str, Tensor], model_trace: Trace) -> Tensor:
+    """log |d latents / d unconstrained|, per sequence: (batch,), nats. model_trace: of the model at these latents."""
+    sites = latent_sites(model_trace)
+    jacobians = (
+        per_sequence(sites[name], transforms[name].log_abs_det_jacobian(value, sites[name]["value"]))
+        for name, value in unconstrained.items()
+    )
+    return sum(jacobians, start=torch.zeros(()))
 
 
 def _random_sites(sites: Trace) -> dict[str, Site]:

@@ -11,10 +11,18 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal, init_to_value
 from pyro.optim import ExponentialLR
-from pyro.poutine import block, replay, trace
+from pyro.poutine import block
 from torch import Tensor
 
-from ppl_tvae.inference.pyro.tracing import from_the_reals, latent_sites, parameters_as, program_traces
+from ppl_tvae.inference.pyro.tracing import (
+    from_the_reals,
+    latent_sites,
+    latent_values,
+    parameters_as,
+    program_traces,
+    replayed,
+    traced,
+)
 from ppl_tvae.inference.unamortised import Unamortised, check_whole_plate
 from ppl_tvae.program import Program
 
@@ -42,7 +50,7 @@ def _of_one(
         for name, site in latent_sites(modelled).items():
             from_the_reals(name, site["fn"].support)
             check_whole_plate(name, site["scale"])
-        start = {name: site["value"] for name, site in latent_sites(drawn).items()}
+        start = latent_values(drawn)
         # The model's parameters are hidden, so that the fit leaves them alone.
         model = block(program.model, hide_types=["param"])
         guide = _GUIDES[settings.name](model, init_loc_fn=init_to_value(values=start))
@@ -57,6 +65,6 @@ def _of_one(
 
 
 def _log_weight(model: Any, guide: Any, frames: Tensor) -> Tensor:
-    guide_trace = trace(guide).get_trace(frames)
-    model_trace = trace(replay(model, trace=guide_trace)).get_trace(frames)
+    guide_trace = traced(guide, frames)
+    model_trace = replayed(model, frames, guide_trace)
     return torch.as_tensor(model_trace.log_prob_sum() - guide_trace.log_prob_sum())
