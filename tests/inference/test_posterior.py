@@ -26,11 +26,11 @@ def simulated(backend, program, frames, parameters=None):
     """A draw from the model, as arrays."""
     if backend == "numpyro":
         values = jax.tree.map(jnp.asarray, parameters or {})
-        drawn = numpyro_posterior.prior_draw(program)(values, jax.random.key(0), jnp.asarray(frames, jnp.float32))
+        drawn = numpyro_posterior.prior_draw(program, ())(values, jax.random.key(0), jnp.asarray(frames, jnp.float32))
     else:
         torch.manual_seed(0)
         values = {name: torch.tensor(value, dtype=torch.float32) for name, value in (parameters or {}).items()}
-        drawn = pyro_posterior.prior_draw(program)(values, torch.tensor(frames, dtype=torch.float32))
+        drawn = pyro_posterior.prior_draw(program, ())(values, torch.tensor(frames, dtype=torch.float32))
     return drawn._replace(
         sites={name: np.asarray(value) for name, value in drawn.sites.items()}, frames=np.asarray(drawn.frames)
     )

@@ -14,7 +14,7 @@ from ppl_tvae.inference.numpyro.device import to_device
 from ppl_tvae.inference.numpyro.importance import frame_log_weights, log_weights
 from ppl_tvae.inference.numpyro.mcmc import Sampler
 from ppl_tvae.inference.numpyro.posterior import decoding, posterior_draw, prior_draw
-from ppl_tvae.inference.numpyro.tracing import parameters_of
+from ppl_tvae.inference.numpyro.tracing import computed_sites, parameters_of
 from ppl_tvae.inference.numpyro.unamortised import unamortised_log_weights
 from ppl_tvae.inference.temperatures import Annealed, Annealing
 from ppl_tvae.inference.unamortised import Unamortised
@@ -40,11 +40,9 @@ class Evaluator:
         self._program, self._rng_key = program, jax.random.key(seed)
         self._render, self._tables = jax.jit(render), to_device(tables)
         values = {name: jnp.asarray(value, dtype=precision) for name, value in parameters.items()}
-        frames = self._render(self._tables, to_device(first_plan))
-        self._parameters = parameters_of(program, values, frames)
-        self._frame_shape, self._precision = frames.shape[1:], precision
-        self._posterior_draw, self._prior_draw = posterior_draw(program), prior_draw(program)
-        self._samplers: dict[Any, Any] = {}
+        self._like = self._render(self._tables, to_device(first_plan))
+        self._parameters = parameters_of(program, values, self._like)
+        self._made: dict[Any, Any] = {}
 
     def frames(self, plan: Any) -> np.ndarray:
         """The frames of a plan, as observed: (batch, time, height, width, channel)."""
@@ -52,11 +50,10 @@ class Evaluator:
 
     def log_weights(self, plan: Any, batch_index: int, num_particles: int, per_frame: bool = False) -> np.ndarray:
         """log importance weights, (num_particles, batch), nats per sequence; per frame (num_particles, batch, S)."""
-        key = (num_particles, per_frame)
-        if key not in self._samplers:
-            self._samplers[key] = (frame_log_weights if per_frame else log_weights)(self._program, num_particles)
+        kind = frame_log_weights if per_frame else log_weights
+        draw = self._once((kind, num_particles), lambda: kind(self._program, num_particles))
         frames = self._render(self._tables, to_device(plan))
-        return np.asarray(self._samplers[key](self._parameters, self._key(batch_index), frames))
+        return np.asarray(draw(self._parameters, self._key(batch_index), frames))
 
     def unamortised_log_weights(
         self, plan: Any, batch_index: int, num_particles: int, settings: Unamortised
@@ -79,7 +76,8 @@ class Evaluator:
         """Forward and backward annealing on frames simulated from the model: stochastic lower and upper bounds."""
         key_data, key_pilot, key_forward, key_backward = jax.random.split(self._key(batch_index), 4)
         annealer = self._annealer(annealing)
-        truth = self._prior_draw(self._parameters, key_data, self._render(self._tables, to_device(plan)))
+        given = self._render(self._tables, to_device(plan))
+        truth = self._draw(prior_draw, given)(self._parameters, key_data, given)
         frames, latents = truth.frames, {name: truth.sites[name] for name in truth.log_prior}
         path = annealer.pilot(key_pilot, frames, progress)
         forward = annealer.forward(key_forward, frames, path, progress)
@@ -88,19 +86,18 @@ class Evaluator:
     def mcmc(self, plan: Any, batch_index: int, settings: MCMC, progress: Any = lambda _: None) -> Chains:
         """Chains of the host's NUTS or HMC for each sequence of the plan, started at draws from the guide."""
         frames = self._render(self._tables, to_device(plan))
-        if settings not in self._samplers:
-            self._samplers[settings] = Sampler(self._program, self._parameters, settings)
-        return self._samplers[settings].draws(self._key(batch_index, _OF_CHAINS), frames, progress)
+        sampler = self._once(settings, lambda: Sampler(self._program, self._parameters, settings))
+        return sampler.draws(self._key(batch_index, _OF_CHAINS), frames, progress)
 
     def posterior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
         """Draws from the guide, each field with a leading axis (num_draws, batch, ...)."""
         frames = self._render(self._tables, to_device(plan))
-        return self._drawn(self._posterior_draw, frames, self._key(batch_index), num_draws)
+        return self._drawn(posterior_draw, frames, self._key(batch_index), num_draws)
 
     def prior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
         """Draws from the model, as many as the plan has sequences, each field (num_draws, batch, ...)."""
         frames = self._render(self._tables, to_device(plan))
-        return self._drawn(self._prior_draw, frames, self._key(batch_index, _OF_PRIOR), num_draws)
+        return self._drawn(prior_draw, frames, self._key(batch_index, _OF_PRIOR), num_draws)
 
     def latents(self, plan: Any, batch_index: int = 0) -> dict[str, np.ndarray]:
         """One draw from the guide and what the model computes from it, by site, each (batch, ...)."""
@@ -110,29 +107,37 @@ class Evaluator:
         """E[x | latents drawn from the guide], shaped as the frames."""
         return self.posterior(plan, batch_index).mean[0]
 
-    def decode(self, values: np.ndarray, site: str = "t") -> np.ndarray:
+    def decode(self, values: np.ndarray, site: str) -> np.ndarray:
         """E[x | the model's site has these values (batch, ...)]: frames (batch, S, ...)."""
-        key, given = ("decode", site), jnp.asarray(values, self._precision)
-        if key not in self._samplers:
-            self._samplers[key] = decoding(self._program, site)
-        frames = jnp.zeros((len(values), *self._frame_shape), self._precision)
-        return np.asarray(self._samplers[key](self._parameters, self._key(0), given, frames))
+        decode = self._once((decoding, site), lambda: decoding(self._program, site))
+        given = jnp.asarray(values, self._like.dtype)
+        frames = jnp.zeros((len(values), *self._like.shape[1:]), self._like.dtype)
+        return np.asarray(decode(self._parameters, self._key(0), given, frames))
 
     def simulated(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> tuple[Draw, Draw]:
         """A draw from the model (1, batch, ...), and draws from the guide given its frames (num_draws, batch, ...)."""
         truth = self.prior(plan, batch_index)
         frames = jnp.asarray(truth.frames[0])
-        return truth, self._drawn(self._posterior_draw, frames, self._key(batch_index), num_draws)
+        return truth, self._drawn(posterior_draw, frames, self._key(batch_index), num_draws)
 
-    def _drawn(self, draw: Any, frames: jax.Array, rng_key: jax.Array, num_draws: int) -> Draw:
-        keys = jax.random.split(rng_key, num_draws)
+    def _drawn(self, kind: Any, frames: jax.Array, rng_key: jax.Array, num_draws: int) -> Draw:
+        draw, keys = self._draw(kind, frames), jax.random.split(rng_key, num_draws)
         drawn = [jax.tree.map(np.asarray, draw(self._parameters, key, frames)) for key in keys]
         return jax.tree.map(lambda *values: np.stack(values), *drawn)
 
+    def _draw(self, kind: Any, frames: jax.Array) -> Any:
+        """What `posterior_draw` or `prior_draw`, the kind, gives for the program; frames (batch, ...), any."""
+        computed = self._once(computed_sites, lambda: computed_sites(self._program, self._parameters, frames))
+        return self._once(kind, lambda: kind(self._program, computed))
+
     def _annealer(self, annealing: Annealing) -> Annealer:
-        if annealing not in self._samplers:
-            self._samplers[annealing] = Annealer(self._program, self._parameters, annealing)
-        return self._samplers[annealing]
+        return self._once(annealing, lambda: Annealer(self._program, self._parameters, annealing))
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What belongs to a key, made when it is first asked for, with all that is compiled or found out in it."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def _key(self, batch_index: int, purpose: int | None = None) -> jax.Array:
         """A key of its own for each batch; with a purpose, one that is independent of the batch's others."""

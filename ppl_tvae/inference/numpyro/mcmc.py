@@ -43,7 +43,7 @@ class Sampler:
         self._init, sample = hmc(potential_fn_gen=self._potential, algo=settings.kernel.upper())
         self._start = jax.jit(_for_each(self._init_one, (0, None, 0, 0)))
         self._advance = jax.jit(_for_each(lambda state, *arguments: sample(state, arguments), (0, None, 0)))
-        self._described = jax.jit(self._describe)
+        self._described = jax.jit(self._describe, static_argnames="computed")
 
     def draws(self, rng_key: jax.Array, frames: jax.Array, progress: Progress = lambda _: None) -> Chains:
         """Chains for frames (batch, ...); progress hears of warm-up and draws, per chain. Raises UserError."""
@@ -54,11 +54,12 @@ class Sampler:
         state = self._start(jax.random.split(key_chains, shape), self._parameters, frames, position)
         if not np.isfinite(state.potential_energy).all():
             raise bad_start(f"{np.sum(~np.isfinite(state.potential_energy))} of {state.potential_energy.size} chains")
-        kept = []
+        computed, kept = computed_sites(self._program, self._parameters, repeated), []
         for iteration in range(settings.num_warmup + settings.num_draws):
             state = self._advance(state, self._parameters, frames)
             if iteration >= settings.num_warmup:
-                kept.append(jax.tree.map(np.asarray, self._described(self._parameters, repeated, state)))
+                described = self._described(self._parameters, repeated, state, computed=computed)
+                kept.append(jax.tree.map(np.asarray, described))
             progress(1)
         return jax.tree.map(lambda *values: np.stack(values, axis=1), *kept)
 
@@ -98,14 +99,13 @@ class Sampler:
         model_trace = self._model_trace(parameters, frames, latents)
         return log_joint(model_trace) + log_jacobian(transforms, unconstrained, model_trace)
 
-    def _describe(self, parameters: Parameters, frames: jax.Array, state: Any) -> Chains:
+    def _describe(self, parameters: Parameters, frames: jax.Array, state: Any, computed: tuple[str, ...]) -> Chains:
         """What is kept of an iteration, each (chain, batch, ...); frames (chain * batch, ...)."""
         shape = state.potential_energy.shape
         transforms = bijections(self._program, parameters, frames)
         flat = {name: value.reshape(-1, *value.shape[2:]) for name, value in state.z.items()}
         latents = constrained(transforms, flat)
         model_trace = self._model_trace(parameters, frames, latents)
-        computed = computed_sites(self._program, parameters, frames)
         sites = latents | {name: jnp.asarray(model_trace[name]["value"]) for name in computed}
         return Chains(
             {name: value.reshape(*shape, *value.shape[1:]) for name, value in sites.items()},

@@ -12,7 +12,6 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.inference.draw import Draw, settled
 from ppl_tvae.inference.numpyro.tracing import (
     Trace,
-    computed_sites,
     deterministic_sites,
     draw_observed,
     latent_sites,
@@ -26,31 +25,33 @@ from ppl_tvae.program import OBSERVED, Program
 Parameters = Mapping[str, jax.Array]
 
 
-def posterior_draw(program: Program) -> Callable[[Parameters, jax.Array, jax.Array], Draw]:
-    """A compiled function (parameters, rng_key, frames) -> a draw from the guide."""
+def posterior_draw(program: Program, computed: Sequence[str]) -> Callable[[Parameters, jax.Array, jax.Array], Draw]:
+    """A compiled function (parameters, rng_key, frames) -> a draw from the guide.
+
+    computed: the deterministic sites to keep, `computed_sites`.
+    """
 
     @jax.jit
     def draw(parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Draw:
         key_latents, key_frames = jax.random.split(rng_key)
         guide_trace, model_trace = program_traces(program, parameters, key_latents, frames)
         log_weights = log_joint(model_trace) - log_joint(guide_trace)
-        computed = computed_sites(program, parameters, frames)
         return _draw(model_trace, computed, key_frames)._replace(log_weights=log_weights)
 
     return draw
 
 
-def prior_draw(program: Program) -> Callable[[Parameters, jax.Array, jax.Array], Draw]:
+def prior_draw(program: Program, computed: Sequence[str]) -> Callable[[Parameters, jax.Array, jax.Array], Draw]:
     """A function (parameters, rng_key, frames) -> a draw from the model.
 
-    frames give the shape, and what a mask leaves out. Raises UserError where no frames can be simulated (`settled`).
+    computed: as of `posterior_draw`. frames give the shape, and what a mask leaves out. Raises UserError where no
+    frames can be simulated (`settled`).
     """
 
     @jax.jit
     def beside(parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Draw:
         key_latents, key_frames = jax.random.split(rng_key)
-        sites = traced(program.model, parameters, key_latents, frames)
-        return _draw(sites, computed_sites(program, parameters, frames), key_frames)
+        return _draw(traced(program.model, parameters, key_latents, frames), computed, key_frames)
 
     def draw(parameters: Parameters, rng_key: jax.Array, frames: jax.Array) -> Draw:
         return settled(partial(beside, parameters, rng_key), frames)
@@ -80,7 +81,6 @@ def decoding(program: Program, site: str) -> Callable[[Parameters, jax.Array, ja
 
 
 def _draw(model_trace: Trace, computed: Sequence[str], rng_key: jax.Array) -> Draw:
-    """computed: the deterministic sites to keep, `computed_sites`."""
     observed = model_trace[OBSERVED]
     return Draw(
         {name: jnp.asarray(model_trace[name]["value"]) for name in (*latent_sites(model_trace), *computed)},

@@ -4,11 +4,12 @@ import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import pyro
 import torch
+from torch.utils._pytree import tree_map
 
 from ppl_tvae.errors import UserError
 
@@ -96,9 +97,8 @@ def denormals_as_zero() -> Iterator[None]:
 
 
 def to_device(tree: Any) -> Any:
-    """A named tuple of NumPy arrays as a named tuple of tensors on the default device."""
-    device = torch.get_default_device()
-    return type(tree)(*(torch.as_tensor(array, device=device) for array in tree))
+    """A tree of NumPy arrays as a tree of tensors on the default device."""
+    return tree_map(partial(torch.as_tensor, device=torch.get_default_device()), tree)
 
 
 @cache

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.objective import Objective
@@ -60,7 +61,7 @@ class Ranks:
     def own_rows(self, plans: Any) -> Any:
         """Of plans (steps, batch, ...) the rows of this rank: (steps, batch / size, ...)."""
         size = plans[0].shape[1] // self.size
-        return type(plans)(*(field[:, self.rank * size : (self.rank + 1) * size] for field in plans))
+        return tree_map(lambda field: field[:, self.rank * size : (self.rank + 1) * size], plans)
 
     def average(self, tensors: list[Tensor]) -> None:
         """Replace each tensor by its mean over ranks."""
@@ -125,8 +126,8 @@ class DistributedTrainer(Trainer):
                 f"expected a GPU for each process, found {torch.cuda.device_count()} on this host for process "
                 f"{_local_rank() + 1}; lower --nproc-per-node, or take --device cpu"
             )
-        own = ranks.own_rows(type(first_plan)(*(field[None] for field in first_plan)))
-        own_first = type(first_plan)(*(field[0] for field in own))
+        own = ranks.own_rows(tree_map(lambda field: field[None], first_plan))
+        own_first = tree_map(lambda field: field[0], own)
         # Processes that meet in each step are not recorded as a graph.
         super().__init__(
             program, objective, optimization, render, tables, own_first, seed, likelihood=likelihood, may_record=False

@@ -15,7 +15,7 @@ from ppl_tvae.inference.pyro.device import return_freed_memory, to_device
 from ppl_tvae.inference.pyro.importance import frame_log_weights, log_weights
 from ppl_tvae.inference.pyro.mcmc import Sampler
 from ppl_tvae.inference.pyro.posterior import decoding, posterior_draw, prior_draw
-from ppl_tvae.inference.pyro.tracing import parameters_of
+from ppl_tvae.inference.pyro.tracing import computed_sites, parameters_as, parameters_of
 from ppl_tvae.inference.pyro.unamortised import unamortised_log_weights
 from ppl_tvae.inference.temperatures import Annealed, Annealing
 from ppl_tvae.inference.unamortised import Unamortised
@@ -44,8 +44,7 @@ class Evaluator:
         values = {name: torch.tensor(value, dtype=dtype, device=device) for name, value in parameters.items()}
         self._like = self._render(self._tables, to_device(first_plan))
         self._parameters = parameters_of(program, values, self._like)
-        self._posterior_draw, self._prior_draw = posterior_draw(program), prior_draw(program)
-        self._samplers: dict[Any, Any] = {}
+        self._made: dict[Any, Any] = {}
 
     def frames(self, plan: Any) -> np.ndarray:
         """The frames of a plan, as observed: (batch, time, height, width, channel)."""
@@ -53,12 +52,11 @@ class Evaluator:
 
     def log_weights(self, plan: Any, batch_index: int, num_particles: int, per_frame: bool = False) -> np.ndarray:
         """log importance weights, (num_particles, batch), nats per sequence; per frame (num_particles, batch, S)."""
-        key = (num_particles, per_frame)
-        if key not in self._samplers:  # each finds out once what its guide can do
-            self._samplers[key] = (frame_log_weights if per_frame else log_weights)(self._program, num_particles)
+        kind = frame_log_weights if per_frame else log_weights
+        draw = self._once((kind, num_particles), lambda: kind(self._program, num_particles))
         frames = self._render(self._tables, to_device(plan))
         self._set_noise(batch_index)
-        weights = self._samplers[key](self._parameters, frames).numpy(force=True)
+        weights = draw(self._parameters, frames).numpy(force=True)
         return_freed_memory()
         return weights
 
@@ -73,8 +71,7 @@ class Evaluator:
 
     def annealed(self, plan: Any, batch_index: int, annealing: Annealing, progress: Progress) -> Annealed:
         """Annealed importance sampling of the plan's frames: a stochastic lower bound of log p(x)."""
-        frames = self._render(self._tables, to_device(plan))
-        annealer = Annealer(self._program, self._parameters, annealing)
+        frames, annealer = self._render(self._tables, to_device(plan)), self._annealer(annealing)
         self._set_noise(batch_index)
         path = annealer.pilot(frames, progress)
         return annealer.forward(frames, path, progress)
@@ -83,9 +80,10 @@ class Evaluator:
         self, plan: Any, batch_index: int, annealing: Annealing, progress: Progress
     ) -> tuple[Annealed, Annealed]:
         """Forward and backward annealing on frames simulated from the model: stochastic lower and upper bounds."""
-        annealer = Annealer(self._program, self._parameters, annealing)
         self._set_noise(batch_index)
-        truth = self._prior_draw(self._parameters, self._render(self._tables, to_device(plan)))
+        annealer = self._annealer(annealing)
+        given = self._render(self._tables, to_device(plan))
+        truth = self._draw(prior_draw, given)(self._parameters, given)
         frames, latents = truth.frames, {name: truth.sites[name] for name in truth.log_prior}
         path = annealer.pilot(frames, progress)
         forward = annealer.forward(frames, path, progress)
@@ -94,7 +92,7 @@ class Evaluator:
     def mcmc(self, plan: Any, batch_index: int, settings: MCMC, progress: Any = lambda _: None) -> Chains:
         """Chains of the host's NUTS or HMC for each sequence of the plan, started at draws from the guide."""
         frames = self._render(self._tables, to_device(plan))
-        sampler = Sampler(self._program, self._parameters, settings)
+        sampler = self._once(settings, lambda: Sampler(self._program, self._parameters, settings))
         self._set_noise(batch_index, _OF_CHAINS)
         return sampler.draws(frames, progress)
 
@@ -102,13 +100,13 @@ class Evaluator:
         """Draws from the guide, each field with a leading axis (num_draws, batch, ...)."""
         frames = self._render(self._tables, to_device(plan))
         self._set_noise(batch_index)
-        return self._drawn(self._posterior_draw, frames, num_draws)
+        return self._drawn(posterior_draw, frames, num_draws)
 
     def prior(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> Draw:
         """Draws from the model, as many as the plan has sequences, each field (num_draws, batch, ...)."""
         frames = self._render(self._tables, to_device(plan))
         self._set_noise(batch_index, _OF_PRIOR)
-        return self._drawn(self._prior_draw, frames, num_draws)
+        return self._drawn(prior_draw, frames, num_draws)
 
     def latents(self, plan: Any, batch_index: int = 0) -> dict[str, np.ndarray]:
         """One draw from the guide and what the model computes from it, by site, each (batch, ...)."""
@@ -118,23 +116,40 @@ class Evaluator:
         """E[x | latents drawn from the guide], shaped as the frames."""
         return self.posterior(plan, batch_index).mean[0]
 
-    def decode(self, values: np.ndarray, site: str = "t") -> np.ndarray:
+    def decode(self, values: np.ndarray, site: str) -> np.ndarray:
         """E[x | the model's site has these values (batch, ...)]: frames (batch, S, ...)."""
+        decode = self._once((decoding, site), lambda: decoding(self._program, site))
         given = torch.as_tensor(values).to(self._like)
         frames = self._like.new_zeros(len(values), *self._like.shape[1:])
         self._set_noise(0)
-        return decoding(self._program, site)(self._parameters, given, frames).numpy(force=True)
+        return decode(self._parameters, given, frames).numpy(force=True)
 
     def simulated(self, plan: Any, batch_index: int = 0, num_draws: int = 1) -> tuple[Draw, Draw]:
         """A draw from the model (1, batch, ...), and draws from the guide given its frames (num_draws, batch, ...)."""
         truth = self.prior(plan, batch_index)
         frames = torch.as_tensor(truth.frames[0]).to(self._like)
         self._set_noise(batch_index)
-        return truth, self._drawn(self._posterior_draw, frames, num_draws)
+        return truth, self._drawn(posterior_draw, frames, num_draws)
 
-    def _drawn(self, draw: Any, frames: Tensor, num_draws: int) -> Draw:
+    def _drawn(self, kind: Any, frames: Tensor, num_draws: int) -> Draw:
+        draw = self._draw(kind, frames)
         drawn = [tree_map(_as_numpy, draw(self._parameters, frames)) for _ in range(num_draws)]
         return tree_map(lambda *values: None if values[0] is None else np.stack(values), *drawn)
+
+    def _draw(self, kind: Any, frames: Tensor) -> Any:
+        """What `posterior_draw` or `prior_draw`, the kind, gives for the program; frames (batch, ...), any."""
+        with parameters_as(self._parameters):
+            computed = self._once(computed_sites, lambda: computed_sites(self._program, frames))
+        return self._once(kind, lambda: kind(self._program, computed))
+
+    def _annealer(self, annealing: Annealing) -> Annealer:
+        return self._once(annealing, lambda: Annealer(self._program, self._parameters, annealing))
+
+    def _once(self, key: Any, make: Callable[[], Any]) -> Any:
+        """What belongs to a key, made when it is first asked for, with all that is compiled or found out in it."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
 
     def _set_noise(self, batch_index: int, *purpose: int) -> None:
         """A stream of its own for each batch; with a purpose, one that is independent of the batch's others."""

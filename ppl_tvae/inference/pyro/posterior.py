@@ -12,7 +12,6 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.inference.draw import Draw, settled
 from ppl_tvae.inference.pyro.tracing import (
     Trace,
-    computed_sites,
     deterministic_sites,
     draw_observed,
     latent_sites,
@@ -27,17 +26,15 @@ from ppl_tvae.program import OBSERVED, Program
 Parameters = Mapping[str, Tensor]
 
 
-def posterior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
-    """A function (parameters, frames) -> a draw from the guide."""
+def posterior_draw(program: Program, computed: Sequence[str]) -> Callable[[Parameters, Tensor], Draw]:
+    """A function (parameters, frames) -> a draw from the guide.
 
-    computed: tuple[str, ...] | None = None
+    computed: the deterministic sites to keep, `computed_sites`.
+    """
 
     @torch.no_grad()
     def draw(parameters: Parameters, frames: Tensor) -> Draw:
-        nonlocal computed
         with parameters_as(parameters):
-            if computed is None:
-                computed = computed_sites(program, frames)
             guide_trace, model_trace = program_traces(program, frames)
             log_weights = log_joint(model_trace) - log_joint(guide_trace)
             return _draw(model_trace, computed)._replace(log_weights=log_weights)
@@ -45,21 +42,17 @@ def posterior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
     return draw
 
 
-def prior_draw(program: Program) -> Callable[[Parameters, Tensor], Draw]:
+def prior_draw(program: Program, computed: Sequence[str]) -> Callable[[Parameters, Tensor], Draw]:
     """A function (parameters, frames) -> a draw from the model.
 
-    frames give the shape, and what a mask leaves out. Raises UserError where no frames can be simulated (`settled`).
+    computed: as of `posterior_draw`. frames give the shape, and what a mask leaves out. Raises UserError where no
+    frames can be simulated (`settled`).
     """
-
-    computed: tuple[str, ...] | None = None
 
     @torch.no_grad()
     def beside(parameters: Parameters, noise: int, frames: Tensor) -> Draw:
-        nonlocal computed
         with parameters_as(parameters), torch.random.fork_rng():
             torch.manual_seed(noise)
-            if computed is None:
-                computed = computed_sites(program, frames)
             return _draw(traced(program.model, frames), computed)
 
     def draw(parameters: Parameters, frames: Tensor) -> Draw:
@@ -91,7 +84,6 @@ def decoding(program: Program, site: str) -> Callable[[Parameters, Tensor, Tenso
 
 
 def _draw(model_trace: Trace, computed: Sequence[str]) -> Draw:
-    """computed: the deterministic sites to keep, `computed_sites`."""
     observed = model_trace.nodes[OBSERVED]
     return Draw(
         {name: model_trace.nodes[name]["value"] for name in (*latent_sites(model_trace), *computed)},

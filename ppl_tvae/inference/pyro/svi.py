@@ -13,6 +13,7 @@ import pyro
 import torch
 from torch import Tensor
 from torch.distributions import transform_to
+from torch.utils._pytree import tree_map
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.objective import ELBO as HELD_OUT
@@ -62,7 +63,7 @@ class Trainer:
         self._render, self._tables = render, to_device(tables)
         self._evaluation_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
         torch.manual_seed(seed)
-        self._plan = _copied(to_device(first_plan))
+        self._plan = tree_map(torch.clone, to_device(first_plan))  # its own, to be written to
         frames = render(self._tables, self._plan)
         check_program(program, frames, likelihood)
         with pyro.get_param_store().scope() as self._store, torch.no_grad():
@@ -167,7 +168,7 @@ class Trainer:
         """The plan that is evaluated next, where its loss is found, and what evaluates it; the same at every call."""
         shapes = [field.shape[1:] for field in plans]
         if self._evaluation is None or shapes != [field.shape for field in self._evaluation[0]]:
-            plan, loss = _copied(type(plans)(*(field[0] for field in plans))), torch.zeros(())
+            plan, loss = tree_map(lambda field: field[0].clone(), plans), torch.zeros(())
 
             def evaluate() -> None:
                 loss.copy_(sequence_loss(HELD_OUT, self._program, self._render(self._tables, plan), 0))
@@ -206,11 +207,6 @@ class Trainer:
         for index, slots in self._optimizer.state_dict()["state"].items():
             parameters |= {f"{slot} {index}": value for slot, value in slots.items() if isinstance(value, Tensor)}
         return parameters
-
-
-def _copied(plan: Any) -> Any:
-    """Of its own, to be written to."""
-    return type(plan)(*(field.clone() for field in plan))
 
 
 def _write(plan: Any, plans: Any, index: int) -> None:
