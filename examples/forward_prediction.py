@@ -44,7 +44,7 @@ def predictions(run: ppl_tvae.Run, frames: np.ndarray, given: int) -> dict[str, 
         if "t" not in sites:
             raise ppl_tvae.UserError("expected a program with a site 't', whose capsules can be rolled, found none")
         t = sites["t"][:, :given]
-        decoded = ready.decode(np.concatenate([t, predict(t, frames.shape[1] - given)], axis=1))
+        decoded = ready.decode(np.concatenate([t, predict(t, frames.shape[1] - given)], axis=1), "t")
     return {
         ROLLED: decoded,
         "last reconstruction, repeated": np.broadcast_to(decoded[:, given - 1 : given], frames.shape),

@@ -45,7 +45,7 @@ def draw(run: ppl_tvae.Run, frame: int, capsules: Sequence[int], num_sequences: 
         if wrong := [c for c in capsules if not 0 <= c < t.shape[2]]:
             raise ppl_tvae.UserError(f"expected capsules in 0..{t.shape[2] - 1}, found {wrong[0]}")
         codes = traversals(t, frame, capsules)
-        rows = {"observed": ready.frames(plan)} | {name: ready.decode(code) for name, code in codes.items()}
+        rows = {"observed": ready.frames(plan)} | {name: ready.decode(code, "t") for name, code in codes.items()}
     shown = np.clip(np.stack(list(rows.values())), 0, 1)  # (row, sequence, S, H, W, channel)
     moves = [data.transforms[index] for index in plan.transform]
     sheet, moving = (run.figure(f"traversals_from_{frame}{ending}") for ending in (".png", ".gif"))

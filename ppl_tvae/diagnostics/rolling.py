@@ -147,7 +147,7 @@ def _of_a_batch(ready: Any, t: np.ndarray, frames: np.ndarray, rng: np.random.Ge
     places = (np.arange(t.shape[3]) - rng.integers(t.shape[3], size=(*t.shape[:2], 1))) % t.shape[3]
     random = np.take_along_axis(still, places[:, :, None], axis=3)
     codes = {"rolled": equivariance.rolled_from(t, 0), "not_rolled": still, "random_roll": random, "reconstruction": t}
-    errors = {f"image_error_{name}": (ready.decode(code) - frames)[:, 1:] ** 2 for name, code in codes.items()}
+    errors = {f"image_error_{name}": (ready.decode(code, "t") - frames)[:, 1:] ** 2 for name, code in codes.items()}
     image = {name: error.mean(axis=(1, 2, 3, 4)) for name, error in errors.items()}
     return {
         "equivariance_error": equivariance.equivariance_error(t),

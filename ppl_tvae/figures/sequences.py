@@ -78,7 +78,7 @@ def _rolled(data: SequenceData, ready: Any, plan: Plan) -> np.ndarray | None:
     t = ready.latents(plan).get("t")
     if not equivariance.rolls(t, data.num_timesteps):
         return None
-    rows = [ready.frames(plan), ready.decode(t), ready.decode(equivariance.rolled_from(t, 0))]
+    rows = [ready.frames(plan), ready.decode(t, "t"), ready.decode(equivariance.rolled_from(t, 0), "t")]
     return np.clip(np.stack(rows, axis=1), 0, 1)
 
 

@@ -40,10 +40,11 @@ class Evaluator:
         return SimpleNamespace(sites={"t": np.random.default_rng([2, batch_index]).normal(size=shape)})
 
     def frames(self, plan):
-        return self.decode(self.latents(plan, 0)["t"])
+        return self.decode(self.latents(plan, 0)["t"], "t")
 
-    def decode(self, t):
-        return t[..., None]
+    def decode(self, values, site):
+        assert site == "t"
+        return values[..., None]
 
 
 @pytest.fixture(scope="module")
