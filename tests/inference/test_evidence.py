@@ -363,6 +363,19 @@ def test_supports_that_depend_on_a_latent_are_not_annealed(backend):
     assert np.isfinite(forward.log_weights).all()
 
 
+def test_what_annealing_compiles_holds_no_weights(tiny):
+    """As constants they would be copied into every compiled move. In NumPyro, which compiles."""
+    programs, parameters, frames, _ = tiny
+    with on_jax("cpu", "float64"):
+        values, frames = jax.tree.map(jnp.asarray, parameters), jnp.asarray(frames)
+        annealer = numpyro_annealing.Annealer(programs["numpyro"], values, Annealing())
+        latents = annealer._draw_start(jax.random.key(0), frames)
+        constants = jax.make_jaxpr(annealer._log_densities)(values, frames, latents).consts
+    weights = {value.shape for name, value in values.items() if name.endswith("weight")}
+    assert weights
+    assert not weights & {np.shape(constant) for constant in constants}
+
+
 def test_paths():
     for schedule in ("linear", "sigmoid"):
         path = forward_path(Annealing(schedule=schedule, num_temperatures=9))
