@@ -272,6 +272,10 @@ def test_khat_and_its_verdict():
     far_apart = 1000.0 * rng.standard_normal((100, 4))  # where all but one weight are zero in floating point
     assert (reliability.khat(far_apart) == np.inf).all()
     assert reliability.verdict(reliability.khat(far_apart), np.ones(4), 100).startswith("unreliable")
+    mostly_zero = np.where(np.arange(100)[:, None] < [1, 2, 15, 100], rng.standard_normal((100, 4)), -np.inf)
+    assert (reliability.khat(mostly_zero)[:3] == np.inf).all()
+    assert np.isfinite(reliability.khat(mostly_zero)[3])
+    assert np.isnan(reliability.khat(np.full((100, 1), -np.inf))).all()
     rounded = np.repeat([[-29000.002], [-29000.0]], [20, 80], axis=0)  # of a perfect guide, in float32
     assert (reliability.khat(rounded) == -np.inf).all()
     with_nan = rng.standard_normal((50, 4))

@@ -26,11 +26,13 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
     tail = math.ceil(min(0.2 * len(log_weights), 3 * math.sqrt(len(log_weights))))  # what is fitted
     for of_sequence in np.asarray(log_weights, np.float64).T:
         largest = np.sort(of_sequence)[-tail - 1 :]
-        if np.ptp(largest[1:]) < 1e-9:  # nothing to fit
+        with np.errstate(invalid="ignore"):  # of weights that are all zero, or not numbers
+            spread, of_tail = largest[-1] - largest[0], largest[-1] - largest[1]
+        if of_tail < 1e-9:  # nothing to fit
             values.append(-np.inf)
             continue
         # The fit would see zeros alone, and call it good.
-        if np.isfinite(largest).all() and np.ptp(largest) > _UNDERFLOW:
+        if spread > _UNDERFLOW:
             values.append(np.inf)
             continue
         with warnings.catch_warnings():
