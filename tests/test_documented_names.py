@@ -1,7 +1,7 @@
 """The tables and the tree of the documentation against the code: what they name exists, and what exists is named."""
 
 import re
-from dataclasses import fields
+from dataclasses import fields, replace
 from fnmatch import fnmatch
 from importlib import import_module
 from pathlib import Path
@@ -81,6 +81,32 @@ def _row_of(name, rows):
     found = [row for row in rows if fnmatch(name, row.replace("{2k}", "[02468]"))]
     assert len(found) == 1, f"docs/notation.md names {name} {len(found)} times"
     return found[0]
+
+
+SWAPPED = table(NOTATION, "Parameters of swapped parts")
+
+
+@pytest.mark.parametrize("traced", [numpyro_sites, pyro_sites])
+@pytest.mark.parametrize("setting", sorted({row["setting"] for row in SWAPPED}))
+def test_notation_names_what_a_setting_adds(setting, traced):
+    name, _, value = setting.strip("`").partition("=")
+    plain = small_experiment("tvae", "bernoulli")
+    swapped = replace(plain, **{name: value})
+    shapes = [{name: shape for (kind, name), shape in traced(each).items() if kind == "parameter"}
+              for each in (plain, swapped)]  # fmt: skip
+    changed = {name: shape for name, shape in shapes[1].items() if shapes[0].get(name) != shape}
+    S, C, D, (H, W, N) = plain.num_timesteps, plain.num_capsules, plain.capsule_dim, FRAME
+    sizes = {"S": S, "C": C, "D": D, "H": H, "W": W, "N": N, "h": plain.hidden[-1]}
+    rows = {row["code name"].strip("`"): row["shape"] for row in SWAPPED if row["setting"] == setting}
+    seen = set()
+    for name, shape in changed.items():
+        (row,) = [row for row in rows if fnmatch(name, row.replace("{latent}", "[zu]").replace("{01}", "[01]"))]
+        written = rows[row].strip("()").rstrip(",").replace("in", "0").replace("·", "*").replace("/8", "//8 or 1")
+        expected = [eval(size, {}, sizes) for size in written.split(",") if size]
+        assert len(shape) == len(expected), name
+        assert all(size in (0, found) for size, found in zip(expected, shape, strict=True)), (name, shape)
+        seen.add(row)
+    assert seen == set(rows)
 
 
 def test_notation_names_settings_and_quantities():
