@@ -41,7 +41,7 @@ def _train(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, metavar="RUN", help="the run directory (runs/MODEL-BACKEND)")
     command.add_argument("--config", type=Path, metavar="FILE.toml", help="start from these settings")
     command.add_argument(
-        "--seeds", type=int, metavar="N", help="this seed and the N - 1 after it, each its own RUN-seedN"
+        "--seeds", type=_whole, metavar="N", help="this seed and the N - 1 after it, each its own RUN-seedN"
     )
     command.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
 
@@ -67,25 +67,25 @@ def _evaluate(command: argparse.ArgumentParser) -> None:
     text = "the K of iwae and released-is; the largest is drawn for elbo and log-evidence (1,10,100)"
     command.add_argument("--particles", type=_list_of(int), metavar="K,...", help=text)
     command.add_argument("--guide", metavar="NAME", help=f"fitted to each sequence, not the run's own: {_FITTED}")
-    command.add_argument("--guide-steps", type=int, metavar="N", help="of Adam, to fit it to one sequence (500)")
+    command.add_argument("--guide-steps", type=_whole, metavar="N", help="of Adam, to fit it to one sequence (500)")
     command.add_argument("--guide-learning-rate", type=float, metavar="X", help="of Adam, at the start (0.01)")
     command.add_argument("--start", help="ais, sandwich: where chains begin, prior or guide (guide)")
     command.add_argument(
-        "--temperatures", dest="num_temperatures", type=int, metavar="T", help="of ais, sandwich (200)"
+        "--temperatures", dest="num_temperatures", type=_whole, metavar="T", help="of ais, sandwich (200)"
     )
     command.add_argument(
         "--temperature-schedule", dest="schedule", help="ais, sandwich: their spacing, linear or sigmoid (sigmoid)"
     )
     command.add_argument(
-        "--leapfrog-steps", dest="num_leapfrog_steps", type=int, metavar="L", help="ais, sandwich: per HMC move (10)"
+        "--leapfrog-steps", dest="num_leapfrog_steps", type=_whole, metavar="L", help="ais, sandwich: per HMC move (10)"
     )
     command.add_argument(
-        "--chains", dest="num_chains", type=int, metavar="M", help="ais, sandwich: for each sequence (1)"
+        "--chains", dest="num_chains", type=_whole, metavar="M", help="ais, sandwich: for each sequence (1)"
     )
     command.add_argument("--split", default="test", help="train, validation or test (test)")
     _add_transforms(command)
-    command.add_argument("--max-sequences", type=int, default=200, metavar="N", help="the first N (200)")
-    command.add_argument("--seed", type=int, default=0, help="seed of the draws from the guide")
+    command.add_argument("--max-sequences", type=_whole, default=200, metavar="N", help="the first N (200)")
+    command.add_argument("--seed", type=_whole, default=0, help="seed of the draws from the guide")
     _add_place(command)
 
 
@@ -97,25 +97,27 @@ def _compare(command: argparse.ArgumentParser) -> None:
 
 def _diagnose(command: argparse.ArgumentParser) -> None:
     command.add_argument("directory", type=Path, metavar="RUN")
-    command.add_argument("--sequences", type=int, default=8, metavar="N", help="sequences in posterior.nc (8)")
-    command.add_argument("--draws", type=int, default=100, metavar="N", help="draws for each of them (100)")
+    command.add_argument("--sequences", type=_whole, default=8, metavar="N", help="sequences in posterior.nc (8)")
+    command.add_argument("--draws", type=_whole, default=100, metavar="N", help="draws for each of them (100)")
     command.add_argument(
-        "--max-sequences", type=int, default=200, metavar="N", help="of the metrics: the first N (200)"
+        "--max-sequences", type=_whole, default=200, metavar="N", help="of the metrics: the first N (200)"
     )
-    command.add_argument("--simulated", type=int, default=64, metavar="N", help="sequences, for calibration (64)")
+    command.add_argument(
+        "--simulated", type=_whole, default=64, metavar="N", help="sequences, for calibration, at least 8 (64)"
+    )
     command.add_argument("--mcmc", metavar="KERNEL", help="compare the guide with chains of nuts or hmc; slow (none)")
-    command.add_argument("--mcmc-sequences", type=int, metavar="N", help="of those in posterior.nc, the first N (2)")
-    command.add_argument("--mcmc-warmup", type=int, metavar="N", help="iterations that adapt a chain (200)")
-    command.add_argument("--mcmc-draws", type=int, metavar="N", help="of each chain (200)")
-    command.add_argument("--mcmc-chains", type=int, metavar="M", help="for each sequence (4)")
-    command.add_argument("--mcmc-tree-depth", type=int, metavar="N", help="of nuts: at most 2^N - 1 steps (6)")
+    command.add_argument("--mcmc-sequences", type=_whole, metavar="N", help="of those in posterior.nc, the first N (2)")
+    command.add_argument("--mcmc-warmup", type=_whole, metavar="N", help="iterations that adapt a chain (200)")
+    command.add_argument("--mcmc-draws", type=_whole, metavar="N", help="of each chain (200)")
+    command.add_argument("--mcmc-chains", type=_whole, metavar="M", help="for each sequence (4)")
+    command.add_argument("--mcmc-tree-depth", type=_whole, metavar="N", help="of nuts: at most 2^N - 1 steps (6)")
     command.add_argument("--gap", metavar="NAME", help=f"amortisation gap to a fitted guide; slow (none): {_FITTED}")
-    command.add_argument("--gap-sequences", type=int, metavar="N", help="the first N (8)")
-    command.add_argument("--gap-steps", type=int, metavar="N", help="of Adam, to fit it to one sequence (500)")
+    command.add_argument("--gap-sequences", type=_whole, metavar="N", help="the first N (8)")
+    command.add_argument("--gap-steps", type=_whole, metavar="N", help="of Adam, to fit it to one sequence (500)")
     command.add_argument("--gap-learning-rate", type=float, metavar="X", help="of Adam, at the start (0.01)")
     command.add_argument("--split", default="test", help="train, validation or test (test)")
     _add_transforms(command)
-    command.add_argument("--seed", type=int, default=0, help="seed of the draws")
+    command.add_argument("--seed", type=_whole, default=0, help="seed of the draws")
     _add_place(command)
 
 
@@ -133,13 +135,13 @@ def _report(command: argparse.ArgumentParser) -> None:
 def _reproduce(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", metavar="NAME", help=", ".join(EXPERIMENTS))
     command.add_argument("--budget", default="short", help="paper, its optimiser and length, or short (short)")
-    command.add_argument("--seeds", type=int, default=1, metavar="N", help="seeds 0 to N - 1 (1)")
+    command.add_argument("--seeds", type=_whole, default=1, metavar="N", help="seeds 0 to N - 1 (1)")
     command.add_argument(
         "--together", action="store_true", help="train the seeds of a row in one compiled program (numpyro), on a GPU"
     )
     command.add_argument("--rows", type=_list_of(str), metavar="NAME,...", help="some of the rows: tvae-13-36,vae")
     command.add_argument(
-        "--max-sequences", type=int, default=200, metavar="N", help="held-out sequences in every number (200)"
+        "--max-sequences", type=_whole, default=200, metavar="N", help="held-out sequences in every number (200)"
     )
     command.add_argument("--out", type=Path, metavar="DIR", help="the folder of the runs (runs/NAME-BUDGET)")
     command.add_argument("--markdown", action="store_true", help="print a Markdown table")
@@ -154,7 +156,7 @@ def _data(command: argparse.ArgumentParser) -> None:
     command.add_argument("name", nargs="?", metavar="NAME|PATH.npz")
     command.add_argument("--data-dir", type=Path, metavar="DIR")
     command.add_argument("--transforms", type=_list_of(str), default=None, metavar="NAME,...")
-    command.add_argument("--sequences", type=int, default=9, help="rows of the sheet (9)")
+    command.add_argument("--sequences", type=_whole, default=9, help="rows of the sheet (9)")
     command.add_argument(
         "--out", type=Path, default=Path("sheet.png"), help="the picture that 'show' writes (sheet.png)"
     )
@@ -176,7 +178,8 @@ def _add_setting(command: argparse.ArgumentParser, setting: Field[Any], otherwis
     text = setting.metadata["help"] + (f": {', '.join(known)}" if known else "")
     text += f" [{otherwise or default}]" if otherwise or default not in (None, "") else ""
     metavar = {int: "N", float: "X", str: "NAME"}[kind] + (",..." if several else "")
-    command.add_argument(flag, dest=setting.name, type=_list_of(kind) if several else kind, metavar=metavar, help=text)
+    read = _list_of(kind) if several else {int: _whole}.get(kind, kind)
+    command.add_argument(flag, dest=setting.name, type=read, metavar=metavar, help=text)
 
 
 def _add_place(command: argparse.ArgumentParser) -> None:
@@ -189,9 +192,21 @@ def _add_transforms(command: argparse.ArgumentParser) -> None:
     command.add_argument("--transforms", type=_list_of(str), metavar="NAME,...", help=text)
 
 
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, found '{text}'") from None
+
+
 def _list_of(kind: type) -> Any:
     def parse(text: str) -> tuple[Any, ...]:
-        return tuple(kind(part) for part in text.split(",") if part)
+        parts = text.split(",")
+        if not any(parts) and kind is str:
+            return ()
+        if not all(parts):
+            raise argparse.ArgumentTypeError(f"expected values between commas, found none in '{text}'")
+        return tuple(kind(part) for part in parts)
 
     parse.__name__ = f"comma-separated list of {kind.__name__}"
     return parse

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
+from ppl_tvae import catalogue
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import SequenceData, open_data, render
-from ppl_tvae.errors import UserError
+from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.files import digest, read
 from ppl_tvae.models import lattice as lattices
 from ppl_tvae.models.latent import Latent
 from ppl_tvae.models.lattice import Lattice
@@ -26,7 +28,10 @@ from ppl_tvae.program import Program
 
 def assemble(experiment: Experiment, backend: str) -> Program:
     """The program of a resolved experiment, for "numpyro" or "pyro". Raises UserError."""
+    if backend not in catalogue.BACKENDS:
+        raise unknown_name("backend", backend, catalogue.BACKENDS)
     if experiment.program_file is not None:
+        _check_is_the_same(experiment.program_file, experiment.program_digest)
         _check_written_for(backend, experiment.program_file)
         if backend == "numpyro":
             return load_program(experiment.program_file)
@@ -111,8 +116,10 @@ def data_of(experiment: Experiment, transforms: Sequence[str] | None = None) -> 
 
     Raises UserError.
     """
+    trained_on = experiment.transforms
     if transforms is not None:
-        experiment = replace(experiment, transforms=tuple(transforms))
+        given = (transforms,) if isinstance(transforms, str) else tuple(transforms)
+        experiment = replace(experiment, transforms=given)
     checked = experiment.resolved()
     assert checked.transforms is not None
     data = open_data(
@@ -123,6 +130,13 @@ def data_of(experiment: Experiment, transforms: Sequence[str] | None = None) -> 
         checked.num_timesteps if checked.model == "torus" else experiment.num_timesteps,
         checked.validation_fraction,
     )
+    if transforms is not None and trained_on is not None:
+        wanted = replace(data, transforms=trained_on).frame_shape
+        if wanted != data.frame_shape:
+            raise UserError(
+                f"expected transforms that give frames of {wanted[2]} channels, as in training, found "
+                f"{', '.join(data.transforms)}, with {data.frame_shape[2]}; name others"
+            )
     if checked.data_digest not in (None, data.source.digest):
         raise UserError(
             f"expected the data whose digest is {checked.data_digest} (data_digest) in '{checked.data}', found others; "
@@ -160,9 +174,12 @@ def load_program(path: Path) -> Program:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
-        raise UserError(f"expected a program in '{path}', found that running it raises {error!r}") from error
+        raise UserError(
+            f"expected a program in '{path}' that needs no file beside it, found that running it raises "
+            f"{_raised(error, path)}; mend the program"
+        ) from error
     for name in ("model", "guide"):
         if not callable(getattr(module, name, None)):
             raise UserError(f"expected '{path}' to define functions model(frames) and guide(frames), found no {name}")
@@ -176,18 +193,34 @@ def naming_the_program(experiment: Experiment) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if experiment.program_file is None:
             raise
-        own = experiment.program_file.resolve()
-        calls = [call for call in traceback.extract_tb(error.__traceback__) if Path(call.filename).resolve() == own]
-        where = f" at line {calls[-1].lineno}, '{calls[-1].line}'" if calls else ""
-        first_line = str(error).strip().partition("\n")[0]
-        what = f": {first_line}" if first_line else ""
         raise UserError(
             f"expected the program '{experiment.program_file}' to run on frames (batch, time, height, width, channel), "
-            f"found {type(error).__name__}{where}{what}; mend the program"
+            f"found {_raised(error, experiment.program_file)}; mend the program"
         ) from error
+
+
+def _raised(error: BaseException, path: Path) -> str:
+    """What went wrong in a program, with its last line that had a part in it."""
+    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == path.resolve():
+        where, first_line = f" at line {error.lineno}, '{(error.text or '').strip()}'", error.msg
+    else:
+        calls = traceback.extract_tb(error.__traceback__)
+        own = [call for call in calls if Path(call.filename).resolve() == path.resolve()]
+        where = f" at line {own[-1].lineno}, '{own[-1].line}'" if own else ""
+        first_line = str(error).strip().partition("\n")[0]
+    return type(error).__name__ + where + (f": {first_line}" if first_line else "")
+
+
+def _check_is_the_same(path: Path, noted: str | None) -> None:
+    """Raises UserError where the program of a run was edited since: its parameters are of another one."""
+    if noted is not None and noted != digest(read(path) or b""):
+        raise UserError(
+            f"expected the program whose digest is {noted} (program_digest) in '{path}', found another; put the former "
+            f"one back, or train a new run without program_digest"
+        )
 
 
 def _check_written_for(backend: str, path: Path) -> None:
@@ -211,5 +244,9 @@ def _read_matrix(path: Path) -> np.ndarray:
         return np.load(path, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"expected a lattice matrix at '{path}', found no such file") from None
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"expected a matrix saved with numpy.save at '{path}', found: {error}") from None
+    except OSError as error:
+        raise UserError(f"expected a lattice matrix at '{path}', found: {error.strerror}; check the path") from None
+    except (ValueError, EOFError):
+        raise UserError(
+            f"expected a matrix saved with numpy.save at '{path}', found no such file format; save it again"
+        ) from None

@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -23,6 +25,7 @@ EXIT_DIVERGED, EXIT_INTERRUPTED = 3, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for bad input, 3 for a diverged run, 130 after Ctrl-C."""
     options = command_parser().parse_args(arguments)
+    _hear_sigterm()
     try:
         _COMMANDS[options.command](options)
         sys.stdout.flush()
@@ -41,6 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _told("interrupted; what was written before is kept", EXIT_INTERRUPTED)
     return 0
+
+
+def _hear_sigterm() -> None:
+    """What ends a job on a cluster ends it as Ctrl-C does. Processes of torchrun are ended by torchrun."""
+    if "RANK" not in os.environ and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 def _told(what: Exception | str, code: int) -> int:
@@ -79,18 +88,20 @@ def _show_training(options: argparse.Namespace, runs: Sequence["Run"]) -> None:
 
 def _outcome(run: "Run") -> tuple[dict[str, Any], str]:
     """What a run came to, as values and as a sentence."""
-    measured = [row for row in run.metrics() if "elbo_per_frame" in row]
-    first, best = measured[0], max(measured, key=lambda row: row["elbo_per_frame"])
+    measured = {int(row["step"]): row["elbo_per_frame"] for row in run.metrics() if "elbo_per_frame" in row}
+    best = max(measured, key=measured.__getitem__)
+    first = measured.get(0)  # lost where somebody has damaged metrics.csv
     values = {
         "run": str(run.path),
-        "first_elbo_per_frame": first["elbo_per_frame"],
-        "best_elbo_per_frame": best["elbo_per_frame"],
-        "best_step": int(best["step"]),
+        "first_elbo_per_frame": first,
+        "best_elbo_per_frame": measured[best],
+        "best_step": best,
         "likelihood": run.experiment.likelihood,
     }
+    before = "unknown" if first is None else f"{first:.1f}"
     return values, (
-        f"{run.path}: held-out ELBO {first['elbo_per_frame']:.1f} before training, {best['elbo_per_frame']:.1f} "
-        f"at step {best['step']:.0f} (nats per frame, up is better, likelihood {run.experiment.likelihood})"
+        f"{run.path}: held-out ELBO {before} before training, {measured[best]:.1f} "
+        f"at step {best} (nats per frame, up is better, likelihood {run.experiment.likelihood})"
     )
 
 
@@ -196,6 +207,8 @@ def _compare(options: argparse.Namespace) -> None:
     from ppl_tvae import comparison
     from ppl_tvae.runs import open_run
 
+    if len(forms := [name for name in ("json", "csv", "markdown") if getattr(options, name)]) > 1:
+        raise UserError(f"expected one form of the table, found --{' and --'.join(forms)}; leave one")
     compared = comparison.compare([open_run(directory) for directory in options.directories])
     if options.json:
         print(to_json(comparison.as_json(compared), indent=2))
@@ -310,6 +323,7 @@ def _data(options: argparse.Namespace) -> None:
     if options.action == "list":
         _show(options, data.catalogue(), "\n".join(f"{name:16} {line}" for name, line in data.catalogue().items()))
         return
+    _check_folder(options.data_dir)
     if options.name is None:
         raise UserError(f"expected the name of a data set after 'data {options.action}', found none; see 'data list'")
     if options.action == "fetch":
@@ -328,8 +342,15 @@ def _show(options: argparse.Namespace, values: dict[str, Any], text: str) -> Non
 
 
 def _given_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were written on the command line."""
-    return {s.name: value for s in fields(Experiment) if (value := getattr(options, s.name, None)) is not None}
+    """The settings that were written on the command line. Raises UserError for a folder that is none."""
+    given = {s.name: value for s in fields(Experiment) if (value := getattr(options, s.name, None)) is not None}
+    _check_folder(given.get("data_dir"))
+    return given
+
+
+def _check_folder(data_dir: Path | str | None) -> None:
+    if data_dir is not None and not Path(data_dir).expanduser().is_dir():
+        raise UserError(f"expected a folder of data files with --data-dir, found none at '{data_dir}'; check the path")
 
 
 _COMMANDS = {

@@ -45,6 +45,9 @@ class Experiment:
         "digits", "digits, mnist, fashion-mnist, sprites, sprites-cyclic, dsprites, or your own, PATH.npz"
     )
     data_dir: str = _setting("", "folder that holds the data files (else PPL_TVAE_DATA, else a cache folder)")
+    program_digest: str | None = _setting(
+        None, "of your own program: which it was, noted by a run directory", noted=True
+    )
     data_digest: str | None = _setting(None, "of your own data: which they were, noted by a run directory", noted=True)
     transforms: tuple[str, ...] | None = _setting(
         None,
@@ -140,10 +143,10 @@ class Experiment:
         if self.program_file is not None:
             return (*sizes, *windows, *of_lattice, "guide", "prior", "prior_z")
         if self.model == "vae":
-            return (*windows, *of_lattice)
+            return (*windows, *of_lattice, "program_digest")
         if self.lattice:
-            return windows
-        return ("temporal_window",) if self.model in ("static", "torus") else ()
+            return (*windows, "program_digest")
+        return ("program_digest", *(("temporal_window",) if self.model in ("static", "torus") else ()))
 
     def check_uses(self, names: Iterable[str]) -> None:
         """Raises UserError if one of the settings means nothing with this model."""
@@ -245,21 +248,22 @@ _AT_LEAST = {
 }  # fmt: skip
 
 
+_LARGEST = {"float32": 3.4e38, "float64": 1.7e308}
 # Seeds beyond 32 bits are cut down by some generators, so that two of them would be one.
 _LARGEST_SEED = 2**32 - 1
 
 
 def check_seed(seed: int) -> None:
     """Raises UserError unless every generator in use tells this seed from all others."""
-    if not 0 <= seed <= _LARGEST_SEED:
+    if not isinstance(seed, Integral) or not 0 <= seed <= _LARGEST_SEED:
         raise UserError(f"expected a seed between 0 and {_LARGEST_SEED}, found {seed}")
 
 
 def _check_numbers(experiment: Experiment) -> None:
     check_seed(experiment.seed)
     for name, value in _without_none(asdict(experiment)).items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise UserError(f"expected a finite {name}, found {value}")
+        if isinstance(value, float) and not abs(value) <= _LARGEST[experiment.precision]:
+            raise UserError(f"expected a {name} that is finite in {experiment.precision}, found {value}")
     for name, least in _AT_LEAST.items():
         value = getattr(experiment, name)
         if value is not None and not value >= least:

@@ -12,7 +12,7 @@ from ppl_tvae.diagnostics import calibration, rolling
 from ppl_tvae.diagnostics.datatree import with_groups
 from ppl_tvae.diagnostics.predictive import predictive_checks, prior_ranks
 from ppl_tvae.diagnostics.sensitivity import power_scaling
-from ppl_tvae.errors import UserError
+from ppl_tvae.errors import check_count
 from ppl_tvae.guide_fit import against_mcmc, amortisation_gap, check_chains, check_gap
 from ppl_tvae.inference import reliability
 from ppl_tvae.inference.mcmc import MCMC
@@ -60,14 +60,13 @@ def diagnose(
     """
     run = run_at(run)
     counts = {"num_sequences": num_sequences, "num_draws": num_draws, "metric_sequences": metric_sequences}
-    check_request(counts, split, seed)
-    if simulated_sequences < _FEWEST_SIMULATED:
-        raise UserError(f"expected simulated_sequences of at least {_FEWEST_SIMULATED}, found {simulated_sequences}")
+    check_request(counts | {"mcmc_sequences": mcmc_sequences, "gap_sequences": gap_sequences}, split, seed)
+    check_count("simulated_sequences", simulated_sequences, _FEWEST_SIMULATED)
     data = data_of(run.experiment, transforms)
     if mcmc is not None:
         check_chains(mcmc, mcmc_sequences, num_sequences)
     if gap_guide is not None:
-        check_gap(gap_guide, len(data.plan(split, max(1, gap_sequences)).image))
+        check_gap(gap_guide, len(data.plan(split, gap_sequences).image))
     against = _slow_findings(run, split, data.transforms)
     parameters = run.parameters_digest()  # a training that goes on may replace them meanwhile
     with evaluator(run, data, backend, device, seed) as ready:  # one for all, for what it compiles

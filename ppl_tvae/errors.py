@@ -4,10 +4,19 @@ training that ends before its last step.
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 
 
 class UserError(ValueError):
     """Bad input from a user. The command line prints its sentence and exits with code 2; the API raises it."""
+
+
+def check_count(name: str, value: object, least: int = 1) -> None:
+    """Raises UserError unless a value is a whole number of at least so much."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise UserError(f"expected {name} as a whole number, found {value!r}; give one of at least {least}")
+    if value < least:
+        raise UserError(f"expected {name} of at least {least}, found {value}; raise it")
 
 
 class Diverged(RuntimeError):

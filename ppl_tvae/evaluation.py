@@ -13,7 +13,7 @@ from ppl_tvae import catalogue
 from ppl_tvae.assembly import data_of
 from ppl_tvae.config import check_seed
 from ppl_tvae.data import SPLITS, Plan, SequenceData, parts
-from ppl_tvae.errors import Interrupted, UserError, unknown_name
+from ppl_tvae.errors import Interrupted, UserError, check_count, unknown_name
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.temperatures import Annealing, check_annealing
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
@@ -22,6 +22,7 @@ from ppl_tvae.trained import evaluator
 
 _LOWER, _UPPER = "lower bound of log p(x)", "upper bound of log p(x)"
 _OF_WEIGHTS = ("elbo", "iwae", "log-evidence")
+_MOST_PARTICLES = 10_000_000  # weights of a batch of sequences are in memory together
 
 
 class _Request(NamedTuple):
@@ -43,13 +44,16 @@ class _Request(NamedTuple):
             if name not in catalogue.ESTIMATORS:
                 raise unknown_name("estimator", name, catalogue.ESTIMATORS)
         if self.split not in SPLITS:
-            raise unknown_name("split", self.split, SPLITS)
-        if not self.particles or min(self.particles) < 1:
-            raise UserError(f"expected numbers of particles of at least 1, found {list(self.particles)}")
+            raise unknown_name("split", str(self.split), SPLITS)
+        if not self.particles:
+            raise UserError("expected at least one number of particles, found none; give one, such as 100")
+        for each in self.particles:
+            check_count("a number of particles", each)
+            if each > _MOST_PARTICLES:
+                raise UserError(f"expected at most {_MOST_PARTICLES} particles, found {each}; give fewer")
         if "log-evidence" in self.estimators and max(self.particles) < 2:
             raise UserError(f"expected at least 2 particles for log-evidence, found {max(self.particles)}")
-        if self.max_sequences < 1:
-            raise UserError(f"expected max_sequences of at least 1, found {self.max_sequences}")
+        check_count("max_sequences", self.max_sequences)
         check_annealing(self.annealing)
         if self.guide is not None:
             if self.guide.name not in catalogue.AUTO_GUIDES:

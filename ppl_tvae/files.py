@@ -72,6 +72,30 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def claimed(folder: Path, what: str) -> Iterator[None]:
+    """No other process may claim the folder until the context ends; where the system has no locks, it may.
+
+    what: is done in the folder, such as "trains". Raises UserError where another has claimed it.
+    """
+    with writing_to(folder):
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        if fcntl is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"expected no other process that {what} in '{folder.parent}', found one; wait for its end"
+                ) from None
+            except OSError:
+                pass
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def digest(content: bytes) -> str:
     """What tells a content from others: 16 hexadecimal digits of its SHA-256."""
     return hashlib.sha256(content).hexdigest()[:16]

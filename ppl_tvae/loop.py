@@ -51,6 +51,8 @@ class Loop:
         self.run.forget_metrics_after(checkpoint.step)
         self.step = checkpoint.step
         self.best, self.stale = checkpoint.progress["best"], checkpoint.progress["stale"]
+        if not self.run.has_parameters():  # the next ones are the best that there are
+            self.best = -math.inf
         self.pending, self.seconds = checkpoint.progress["pending"], checkpoint.progress["seconds"]
         self.seconds_pending = checkpoint.progress["seconds_pending"]
         self.bar.update(self.step)

@@ -103,6 +103,8 @@ def _with_rows(experiment: Reproduction, chosen: Sequence[str] | None) -> Reprod
     if chosen is None:
         return experiment
     by_name = {_slug(label): label for label in experiment.rows}
+    if not chosen:
+        raise UserError(f"expected at least one row, found none; name of {', '.join(by_name)}")
     for name in chosen:
         if name not in by_name:
             raise unknown_name("row", name, by_name)

@@ -20,7 +20,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from safetensors.numpy import save as save_tensors
 
 from ppl_tvae.config import Experiment, read_toml
 from ppl_tvae.errors import UserError
-from ppl_tvae.files import alone_in, digest, read, write, writing_to
+from ppl_tvae.files import alone_in, claimed, digest, read, write, writing_to
 from ppl_tvae.plain import from_json, to_json
 
 Arrays = dict[str, np.ndarray]
@@ -65,6 +66,12 @@ class Run:
         """The name of the directory."""
         return self.path.resolve().name
 
+    @contextmanager
+    def in_training(self) -> Iterator[None]:
+        """Held while a process trains the run. Raises UserError where another does, which would drop our states."""
+        with claimed(self.path / "state", "trains"):
+            yield
+
     def save_parameters(self, parameters: Mapping[str, np.ndarray]) -> None:
         """Write the best parameters so far."""
         write(self.path / "parameters.safetensors", save_tensors(_contiguous(parameters)))
@@ -77,8 +84,15 @@ class Run:
         except SafetensorError as error:
             raise UserError(
                 f"expected parameters in '{self.path / 'parameters.safetensors'}', found a damaged file ({error}); "
-                f"train again"
+                f"go on with the run (--resume), which writes new ones, or train again"
             ) from None
+
+    def has_parameters(self) -> bool:
+        """Whether the best parameters are there and whole."""
+        try:
+            return bool(self.parameters())
+        except UserError:
+            return False
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a state; it and the one before it stay, all others go."""
@@ -148,7 +162,11 @@ class Run:
 
     def evaluations(self) -> list[dict[str, Any]]:
         """The records of evaluation.json. Raises UserError if the file is damaged."""
-        return self._json("evaluation.json", b"[]")
+        records = self._json("evaluation.json", b"[]")
+        if not isinstance(records, list) or not all(_is_record(record) for record in records):
+            path = self.path / "evaluation.json"
+            raise UserError(f"expected a list of records of estimates in '{path}', found otherwise; mend or remove it")
+        return records
 
     def present_evaluations(self) -> list[dict[str, Any]]:
         """Those records that are of the run's present parameters. Raises as `evaluations`.
@@ -174,7 +192,11 @@ class Run:
 
     def diagnosis(self) -> dict[str, Any]:
         """The content of diagnosis.json, empty if there is none. Raises UserError if the file is damaged."""
-        return self._json("diagnosis.json", b"{}")
+        found = self._json("diagnosis.json", b"{}")
+        if not isinstance(found, dict):
+            path = self.path / "diagnosis.json"
+            raise UserError(f"expected an object with what was diagnosed in '{path}', found otherwise; remove it")
+        return found
 
     def present_diagnosis(self) -> dict[str, Any]:
         """The same where it is of the run's present parameters, else empty; without a digest the newer file decides."""
@@ -190,7 +212,7 @@ class Run:
 
     def figure(self, name: str) -> Path:
         """The path of a figure; its folder exists afterwards."""
-        with writing_to(self.path):
+        with writing_to(self.path / "figures"):
             (self.path / "figures").mkdir(exist_ok=True)
         return self.path / "figures" / name
 
@@ -253,7 +275,7 @@ def create_run(path: Path, experiment: Experiment) -> Run:
 def open_run(path: Path | str) -> Run:
     """An existing run directory. Raises UserError if it is not one."""
     path = Path(path)
-    if read(path / "config.toml") is None:
+    if not (read(path / "config.toml") or b"").strip():
         raise UserError(f"expected a run directory with a config.toml, found none at '{path}'; check the path")
     return Run(path, read_toml(path / "config.toml").resolved())
 
@@ -270,6 +292,8 @@ def _with_own_files(experiment: Experiment, path: Path) -> Experiment:
         if setting in OWN_COPIES:
             copies[setting] = str(path / OWN_COPIES[setting])
             shutil.copyfile(getattr(experiment, setting), copies[setting])
+    if "model" in copies:
+        copies["program_digest"] = digest(Path(copies["model"]).read_bytes())
     return replace(experiment, **copies)
 
 
@@ -280,6 +304,11 @@ def _read_checkpoint(path: Path) -> Checkpoint | None:
         return None
     progress = json.loads(_metadata(content)["progress"])
     return Checkpoint(progress.pop("step"), load_tensors(content), progress)
+
+
+def _is_record(record: Any) -> bool:
+    """Whether it has what every estimate has."""
+    return isinstance(record, dict) and {"estimator", "value"} <= set(record)
 
 
 def _is_measured(row: Mapping[Any, Any]) -> bool:

@@ -1,6 +1,7 @@
 """Several seeds of an experiment: all at once in NumPyro, one after another in Pyro."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -63,7 +64,7 @@ def _one_after_another(seeded: Sequence[Experiment], paths: Sequence[Path], quie
 def _all_at_once(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: bool) -> list[Run]:
     data = data_of(seeded[0])
     resolved = [resolved_for(each, data) for each in seeded]
-    with trainer_of(resolved[0], data) as first:
+    with trainer_of(resolved[0], data) as first, ExitStack() as claims:
         trainers = [first, *(_reseeded(first, each, data) for each in resolved[1:])]
         held_out, optimization = held_out_plan(resolved[0], data), optimization_of(resolved[0])
         loops: list[Loop] = []
@@ -74,7 +75,9 @@ def _all_at_once(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: boo
             except Diverged as error:
                 diverged.append(f"seed {each.seed}: {error}")
                 continue
-            loops.append(Loop(create_run(path, each), data, held_out, trainer, optimization, quiet or bool(loops)))
+            run = create_run(path, each)
+            claims.enter_context(run.in_training())
+            loops.append(Loop(run, data, held_out, trainer, optimization, quiet or bool(loops)))
             loops[-1].begin(elbo)
         run_together(loops, import_module("ppl_tvae.inference.numpyro.svi").advance_together, diverged)
     return [loop.run for loop in loops]

@@ -35,10 +35,12 @@ def train(experiment: Experiment, out: Path | str, *, quiet: bool = False) -> Ru
     with trainer_of(resolved, data) as trainer:
         held_out = held_out_plan(resolved, data)
         elbo = first_elbo(resolved, held_out, trainer)
-        loop = Loop(create_run(Path(out), resolved), data, held_out, trainer, optimization_of(resolved), quiet)
-        loop.begin(elbo)
-        loop.run_to_end()
-    return loop.run
+        run = create_run(Path(out), resolved)
+        with run.in_training():
+            loop = Loop(run, data, held_out, trainer, optimization_of(resolved), quiet)
+            loop.begin(elbo)
+            loop.run_to_end()
+    return run
 
 
 def resume(
@@ -59,22 +61,23 @@ def resume(
         "steps": steps, "device": device, "devices": devices, "data_dir": data_dir,
     }  # fmt: skip
     changes = {name: value for name, value in given.items() if value is not None}
-    checkpoint = own.checkpoint()
     experiment = experiment_from(own.experiment.to_mapping() | changes).resolved()
-    _check_can_go_on(own, checkpoint, experiment.steps)
-    data = data_of(experiment)
-    with trainer_of(experiment, data) as trainer:
-        held_out = held_out_plan(experiment, data)
-        run = replace(own, experiment=experiment)
-        loop = Loop(run, data, held_out, trainer, optimization_of(experiment), quiet)
-        if checkpoint is None:
-            loop.begin(first_elbo(experiment, held_out, trainer))
-        else:
-            _check_fits(trainer.state(), checkpoint, run.path)
-            loop.take_up(checkpoint)
-        loop.run.save_config()
-        loop.run_to_end()
-    return loop.run
+    run = replace(own, experiment=experiment)
+    with run.in_training():
+        checkpoint = run.checkpoint()
+        _check_can_go_on(own, checkpoint, experiment.steps)
+        data = data_of(experiment)
+        with trainer_of(experiment, data) as trainer:
+            held_out = held_out_plan(experiment, data)
+            loop = Loop(run, data, held_out, trainer, optimization_of(experiment), quiet)
+            if checkpoint is None:
+                loop.begin(first_elbo(experiment, held_out, trainer))
+            else:
+                _check_fits(trainer.state(), checkpoint, run.path)
+                loop.take_up(checkpoint)
+            run.save_config()
+            loop.run_to_end()
+    return run
 
 
 def batched(plan: Plan, batch_size: int) -> Plan:

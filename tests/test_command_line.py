@@ -6,6 +6,7 @@ The ways in which data files can be wrong are many and tested in tests/data; her
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -118,6 +119,7 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
     "lattice nan": (lambda f: {"lattice": matrix(f, np.nan * np.eye(CELLS))}, "without negative or non-finite"),
     "lattice row": (lambda f: {"lattice": matrix(f, zero_row())}, "found a zero row 0"),
     "lattice text": (lambda f: {"lattice": matrix(f, np.full((CELLS, CELLS), "1"))}, "matrix of numbers"),
+    "lattice small": (lambda f: {"lattice": matrix(f, 1e-300 * np.eye(CELLS))}, "between 1e-30 and 1e+30"),
     "no lattice": (lambda f: {"lattice": f / "none.npy"}, "found no such file"),
     "lattice file": (lambda f: {"lattice": written(f / "w.npy", b"1 2 3")}, "expected a matrix saved with numpy.save"),
     "backend": (lambda f: {"backend": "pyrho"}, "did you mean 'pyro'?"),
@@ -126,6 +128,9 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
     "data set": (lambda f: {"data": "digit"}, "did you mean 'digits'?"),
     "transform": (lambda f: {"transforms": "rotation,hu"}, "did you mean 'hue'?"),
     "no transform": (lambda f: {"transforms": ","}, "expected at least one transform"),
+    "folder": (lambda f: {"data_dir": f / "none"}, "expected a folder of data files with --data-dir, found none at"),
+    "hidden": (lambda f: {"hidden": "8,,8"}, "expected values between commas, found none in '8,,8'"),
+    "mu": (lambda f: {"mu": 1e39}, "expected a mu that is finite in float32, found 1e+39"),
     "seed": (lambda f: {"seed": -1}, "expected a seed between 0"),
     "default": (lambda f: {"model": "vae", "mu_per": "model"}, "expected no mu_per with model 'vae'"),
     "own guide": (lambda f: {**OWN, "model": program(f, ""), "guide": "mean-field"}, "expected no guide with model"),
@@ -134,7 +139,7 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
         "expected no epsilon with model 'vae'",
     ),
     "window": (lambda f: {"temporal_window": 9}, "expected a temporal window between 1 and the 4 timesteps"),
-    "number": (lambda f: {"steps": "many"}, "invalid int value: 'many'"),
+    "number": (lambda f: {"steps": "many"}, "expected a whole number, found 'many'"),
     "setting": (lambda f: {"stepz": 3}, "unrecognized arguments: --stepz=3"),
     "config key": (lambda f: {"config": written(f / "e.toml", "lr = 1")}, "expected the name of a setting, found 'lr'"),
     "config type": (lambda f: {"config": written(f / "e.toml", "seed = 'x'")}, "expected int for the setting 'seed'"),
@@ -155,7 +160,8 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing_behind(mistake, tmp_path, 
 PROGRAMS = {
     "raises": ("raise ValueError('so\\nthere')", "found that running it raises ValueError"),
     "no guide": ("def model(frames): pass", "found no guide"),
-    "syntax": ("def model(", "SyntaxError"),
+    "syntax": ("def model(", "SyntaxError at line 1, 'def model(': '(' was never closed; mend"),
+    "exits": ("import sys\nsys.exit(0)", "needs no file beside it, found that running it raises SystemExit at line 2"),
     "says nothing": (
         "def model(frames):\n    assert False\nguide = model",
         "found AssertionError at line 2, 'assert False'; mend",
@@ -176,7 +182,7 @@ def test_a_program_that_does_not_run_is_one_sentence(mistake, tmp_path, capsys):
     model = program(tmp_path, text)
     told = fails(small_arguments(tmp_path, "pyro", tmp_path / "run", model=model, **OWN), capsys)
     assert words in told
-    assert ("at line 2" in told) == (mistake in ("breaks", "says nothing"))
+    assert ("at line 2" in told) == (mistake in ("breaks", "exits", "says nothing"))
     assert not (tmp_path / "run").exists()
     model.unlink()
     told = fails(small_arguments(tmp_path, "pyro", tmp_path / "run", model=model, **OWN), capsys)
@@ -293,8 +299,10 @@ def test_a_diverged_run_exits_with_3(tmp_path, capsys):
     [
         (["--estimators", "iwea"], "did you mean 'iwae'?"),
         (["--estimators", ","], "expected at least one estimator"),
-        (["--particles", "0"], "expected numbers of particles of at least 1"),
+        (["--particles", "0"], "expected a number of particles of at least 1, found 0"),
         (["--particles", "ten"], "argument --particles"),
+        (["--particles", "99999999999"], "expected at most 10000000 particles"),
+        (["--transforms", "none"], "frames of 3 channels, as in training, found none, with 1"),
         (["--split", "tset"], "did you mean 'test'?"),
         (["--max-sequences", "0"], "expected max_sequences of at least 1"),
         (["--backend", "numpiro"], "did you mean 'numpyro'?"),
@@ -318,10 +326,34 @@ def test_damaged_parameters(run, capsys):
     assert "expected trained parameters in" in fails(["figures", run], capsys)
 
 
-def test_damaged_estimates_are_seen_before_anything_is_computed(run, capsys, monkeypatch):
-    written(run / "evaluation.json", b"{")
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(b"{", "expected JSON in"), *((text, "expected a list of records") for text in (b"[1, 2]", b"null", b'{"a": 1}'))],
+)
+def test_damaged_estimates_are_seen_before_anything_is_computed(content, words, run, capsys, monkeypatch):
+    written(run / "evaluation.json", content)
     monkeypatch.setattr("ppl_tvae.evaluation.evaluator", None)
-    assert "expected JSON in" in fails(["evaluate", run], capsys)
+    for command in ("evaluate", "compare", "report"):
+        assert words in fails([command, run], capsys)
+
+
+def test_a_diagnosis_that_is_none_is_named(run, capsys):
+    written(run / "diagnosis.json", b"[1]")
+    assert "expected an object with what was diagnosed" in fails(["report", run], capsys)
+
+
+def test_settings_that_were_edited_do_not_fit_the_parameters(run, capsys):
+    config = (run / "config.toml").read_text()
+    written(run / "config.toml", re.sub(r"(?s)hidden = \[.*?\]", "hidden = [9]", config))
+    told = fails(["evaluate", run, "--particles=2"], capsys)
+    assert "of the program, found one of shape" in told
+    assert "are not those that were trained" in told
+
+
+def test_metrics_that_are_gone_are_not_made_up(run, capsys):
+    (run / "metrics.csv").unlink()
+    assert main(["train", "--resume", "--out", str(run), "--steps=41"]) == 0
+    assert "held-out ELBO unknown before training" in capsys.readouterr().out
 
 
 def test_data_that_have_changed_are_refused_and_welcome_back(run, capsys):
@@ -357,6 +389,8 @@ def test_a_program_is_of_its_backend(run, capsys):
         (["data", "show", "digits", "--transforms", "scael"], "did you mean 'scale'?"),
         (["data", "show", "digits", "--sequences", "0"], "expected a limit of at least 1"),
         (["data", "show", "digits", "--out", "sheet.docx"], "ending in .png"),
+        (["compare", "a", "--csv", "--markdown"], "expected one form of the table, found --csv and --markdown"),
+        (["reproduce", "table1", "--rows", ","], "expected at least one row, found none; name of tvae-1-2, "),
         (["trian"], "invalid choice: 'trian'"),
         ([], "required: COMMAND"),
     ],
@@ -419,3 +453,8 @@ def test_a_reader_who_has_seen_enough_is_no_mistake():
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_fetch_says_where_the_files_are(capsys, monkeypatch):
+    monkeypatch.setattr("ppl_tvae.data.fetch", lambda *_: {"images": Path("folder/images.gz")})
+    assert printed_json(["data", "fetch", "mnist", "--json"], capsys) == {"files": ["folder/images.gz"]}

@@ -296,3 +296,23 @@ def test_own_data_are_the_same_wherever_they_lie(tmp_path, monkeypatch):
         ppl_tvae.evaluate(run, particles=(2,), max_sequences=4, quiet=True)
     assert len(open_run(tmp_path / "a").evaluations()) == 2
     assert ppl_tvae.compare([tmp_path / "a", tmp_path / "b"]).differences["b"].keys() == {"elbo", "iwae-2"}
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda run: ppl_tvae.evaluate(run, particles="5"), "a number of particles as a whole number, found '5'"),
+        (lambda run: ppl_tvae.evaluate(run, particles=(1.5,)), "a number of particles as a whole number, found 1.5"),
+        (lambda run: ppl_tvae.evaluate(run, max_sequences=2.5), "max_sequences as a whole number, found 2.5"),
+        (lambda run: ppl_tvae.evaluate(run, seed="a"), "a seed between 0 and"),
+        (lambda run: ppl_tvae.evaluate(run, split=3), "the name of a split, found '3'"),
+        (lambda run: ppl_tvae.evaluate(run, transforms="rotatoin"), "did you mean 'rotation'"),
+        (lambda run: ppl_tvae.to_datatree(run, num_draws="5"), "num_draws as a whole number, found '5'"),
+        (lambda run: ppl_tvae.to_datatree(run, mcmc="nuts"), r"found 'nuts'; write MCMC\('nuts'\)"),
+        (lambda run: ppl_tvae.diagnose(run, gap_sequences=0), "gap_sequences of at least 1, found 0"),
+        (lambda run: ppl_tvae.assemble(run.experiment, "jax"), "the name of a backend, found 'jax'"),
+    ],
+)
+def test_wrong_arguments_in_python(call, words, runs):
+    with pytest.raises(ppl_tvae.UserError, match=words):
+        call(runs["pyro"])

@@ -112,7 +112,7 @@ MAY_KNOW = {
     "models": {"models", "program", "errors"},
     "catalogue": set(),
     "config": {"catalogue", "errors"},
-    "assembly": {"config", "data", "models", "program", "errors"},
+    "assembly": {"catalogue", "config", "data", "files", "models", "program", "errors"},
     "files": {"errors"},
     "plain": set(),
     "runs": {"config", "files", "plain", "errors"},

@@ -78,9 +78,11 @@ def test_killed_while_it_trains_and_resumed_equals_uninterrupted(backend, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_ctrl_c_keeps_the_last_step(backend, tmp_path):
-    code, told = ended_by(signal.SIGINT, backend, tmp_path)
+@pytest.mark.parametrize(
+    ("backend", "kind"), [("numpyro", signal.SIGINT), ("pyro", signal.SIGINT), ("pyro", signal.SIGTERM)]
+)
+def test_ctrl_c_keeps_the_last_step(backend, kind, tmp_path):
+    code, told = ended_by(kind, backend, tmp_path)
     assert code == 130
     reached = open_run(tmp_path / "run").checkpoint().step
     assert told == f"ppl-tvae: stopped at step {reached}; go on with --resume --out {tmp_path / 'run'}\n"
@@ -209,6 +211,25 @@ def test_a_run_ended_before_its_first_state_begins_again(tmp_path):
         path.unlink()
     run.forget_metrics_after(0)
     assert outcome(resume(tmp_path / "run", quiet=True)) == expected
+
+
+def test_one_process_at_a_time_trains_a_run(tmp_path):
+    run = train(small_training(tmp_path, "pyro"), tmp_path / "run", quiet=True)
+    before = files_in(run.path)
+    with run.in_training(), pytest.raises(UserError, match=r"no other process that trains in '.*run', found one"):
+        resume(run.path, steps=41, quiet=True)
+    assert files_in(run.path) == before
+    assert resume(run.path, steps=41, quiet=True).steps_done == 41
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_best_parameters_that_are_lost_are_written_anew(damage, tmp_path):
+    """With a learning rate at which nothing moves no later ELBO is better than the best one."""
+    run = train(small_training(tmp_path, "pyro", learning_rate=1e-20), tmp_path / "run", quiet=True)
+    expected = run.parameters()
+    damage(run.path / "parameters.safetensors")
+    for name, value in resume(run.path, steps=41, quiet=True).parameters().items():
+        np.testing.assert_allclose(value, expected[name], atol=1e-15)
 
 
 def test_a_state_of_another_program_is_refused(tmp_path):

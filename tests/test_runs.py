@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 
 from ppl_tvae import files
+from ppl_tvae.assembly import assemble
 from ppl_tvae.config import Experiment, read_toml
 from ppl_tvae.errors import UserError
 from ppl_tvae.runs import Checkpoint, Run, create_run, open_run
@@ -164,7 +165,7 @@ def test_processes_that_evaluate_side_by_side_lose_nothing(run):
         subprocess.Popen([
             sys.executable, "-c",
             "import sys; from ppl_tvae.runs import open_run; run = open_run(sys.argv[1])\n"
-            "for k in range(20): run.add_evaluation({'estimator': sys.argv[2], 'num_particles': k})",
+            "for k in range(20): run.add_evaluation({'estimator': sys.argv[2], 'num_particles': k, 'value': 0.0})",
             str(run.path), name,
         ])
         for name in ("ais", "iwae")
@@ -268,3 +269,13 @@ def test_results_are_plain_json_and_toml(run):
     assert read["value"] == -np.inf
     assert np.isnan(read["per_sequence"][1])
     assert (run.path / "config.toml").read_text() == tomli_w.dumps(run.experiment.to_mapping())
+
+
+def test_a_program_that_was_edited_is_not_that_of_the_run(tmp_path):
+    (tmp_path / "own.py").write_text("def model(frames): pass\nguide = model")
+    run = create_run(tmp_path / "run", Experiment(model=str(tmp_path / "own.py"), steps=3).resolved())
+    (tmp_path / "own.py").write_text("def model(frames): return 1\nguide = model")
+    assemble(open_run(run.path).experiment, "numpyro")
+    (run.path / "program.py").write_text("def model(frames): return 1\nguide = model")
+    with pytest.raises(UserError, match=r"whose digest is .* \(program_digest\) in '.*program.py', found another"):
+        assemble(open_run(run.path).experiment, "numpyro")

@@ -133,7 +133,10 @@ class SequenceData:
         if limit is not None and limit < 1:
             raise UserError(f"expected a limit of at least 1 {split} sequence, found {limit}; raise it.")
         if not len(indices):
-            raise UserError(f"expected {split} sequences, found none in {self.source.name}; hold some images out.")
+            raise UserError(
+                f"expected {split} sequences, found none in {self.source.name}; hold more of its images or sequences "
+                f"out, for validation by a larger validation_fraction."
+            )
         order = np.random.default_rng(SPLIT_SEED).permutation(indices)
         plan = fixed_plan(order, split, len(self.transforms), self.num_timesteps)
         return self._with_motions(plan.at(slice(limit)))

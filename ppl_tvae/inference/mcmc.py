@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.errors import UserError, check_count, unknown_name
 
 KERNELS = ("nuts", "hmc")
 
@@ -29,11 +29,12 @@ class MCMC(NamedTuple):
 
 def check_mcmc(settings: MCMC) -> None:
     """Raises UserError where a number is out of range."""
+    if not isinstance(settings, MCMC):
+        raise UserError(f"expected settings of MCMC, found {settings!r}; write MCMC({settings!r})")
     if settings.kernel not in KERNELS:
         raise unknown_name("kernel of MCMC", settings.kernel, KERNELS)
     for name in ("num_warmup", "num_draws", "num_chains", "max_tree_depth"):
-        if getattr(settings, name) < 1:
-            raise UserError(f"expected {name} of at least 1 for MCMC, found {getattr(settings, name)}")
+        check_count(f"{name} of MCMC", getattr(settings, name))
     if not (0 < settings.trajectory_length < math.inf and 0 < settings.target_acceptance < 1):
         raise UserError("expected a positive trajectory_length and a target_acceptance between 0 and 1, found others")
 

@@ -32,6 +32,20 @@ def constrained(transforms: Mapping[str, Any], unconstrained: Mapping[str, Any])
     return {name: transforms[name](value) for name, value in unconstrained.items()}
 
 
+def check_parameters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, Any]) -> None:
+    """Raises UserError where a run's values, by flat name, are not those of a program with parameters of such shapes.
+
+    One without a value would silently keep its initial one; one of another shape may broadcast.
+    """
+    for name, shape in shapes.items():
+        found = f"one of shape {tuple(values[name].shape)}" if name in values else "none"
+        if name not in values or tuple(values[name].shape) != tuple(shape):
+            raise UserError(
+                f"expected a value of shape {tuple(shape)} for the parameter '{name}' of the program, found {found} in "
+                f"the run; program or settings are not those that were trained: put these back"
+            )
+
+
 def without_coordinates(name: str, support: Any) -> UserError:
     """What is said of a latent whose support no bijection reaches from the reals."""
     return UserError(
@@ -77,7 +91,7 @@ def check_observed(
         found = f"batch {tuple(site['fn'].batch_shape)} and event {tuple(site['fn'].event_shape)}"
         raise UserError(
             f'expected the distribution of site "{OBSERVED}" to have the shape of the frames {tuple(frames.shape)}, '
-            f"found {found}"
+            f"found {found}; give it that shape, or the frames the program's (num_timesteps)"
         )
     if site["value"].shape != frames.shape or not equal(site["value"], frames):
         raise UserError(

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.errors import UserError, check_count, unknown_name
 
 STARTS = ("prior", "guide")
 TEMPERATURE_SCHEDULES = ("linear", "sigmoid")
@@ -46,8 +46,7 @@ def check_annealing(annealing: Annealing) -> None:
     if annealing.schedule not in TEMPERATURE_SCHEDULES:
         raise unknown_name("schedule of temperatures", annealing.schedule, TEMPERATURE_SCHEDULES)
     for name, least in (("num_temperatures", 2), ("num_leapfrog_steps", 1), ("num_chains", 1)):
-        if getattr(annealing, name) < least:
-            raise UserError(f"expected {name} of at least {least}, found {getattr(annealing, name)}")
+        check_count(name, getattr(annealing, name), least)
     if not (annealing.step_size > 0 and 0 < annealing.target_acceptance < 1):
         raise UserError("expected a positive step_size and a target_acceptance between 0 and 1, found others")
 

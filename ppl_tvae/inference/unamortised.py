@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from ppl_tvae.errors import UserError
+from ppl_tvae.errors import UserError, check_count
 
 
 class Unamortised(NamedTuple):
@@ -24,8 +24,7 @@ class Unamortised(NamedTuple):
 
 def check_unamortised(settings: Unamortised) -> None:
     """Raises UserError where a number is out of range."""
-    if settings.steps < 1:
-        raise UserError(f"expected at least 1 step for an automatic guide, found {settings.steps}")
+    check_count("steps of an automatic guide", settings.steps)
     if not 0 < settings.learning_rate < math.inf:
         raise UserError(f"expected a positive learning rate for an automatic guide, found {settings.learning_rate}")
 

@@ -21,6 +21,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from ppl_tvae.errors import UserError
 
+_LARGEST = 1e30  # of an entry of W
+
 
 @dataclass(frozen=True, eq=False)
 class Lattice:
@@ -40,12 +42,15 @@ class Lattice:
 
     @property
     def degrees_of_freedom(self) -> NDArray[np.int64]:
-        """(S, D): how many cells share variance with each; with mu = 0, sqrt(nu) t is Student-t with nu degrees."""
+        """(S, D): how many cells share variance with each.
+
+        With zeros and ones in W, standard normals and mu = 0, sqrt(nu) t is Student-t with nu degrees.
+        """
         return (self.neighborhood > 0).sum(axis=1).reshape(self.num_timesteps, self.capsule_dim)
 
     @property
     def time_offsets(self) -> tuple[int, ...]:
-        """By how many timesteps, modulo S, cells that share variance lie apart; 0 comes first, and o with it S - o."""
+        """By how many timesteps, modulo S, cells that share variance lie apart, in both directions; 0 comes first."""
         by_time = self.neighborhood.reshape(self.num_timesteps, self.capsule_dim, self.num_timesteps, self.capsule_dim)
         row, column = np.nonzero(by_time.any(axis=(1, 3)))
         apart = {int(offset) for offset in (column - row) % self.num_timesteps}
@@ -165,6 +170,11 @@ def _checked(matrix: ArrayLike, cells: int) -> NDArray[np.float64]:
         raise UserError(
             f"expected a lattice matrix without negative or non-finite entries, "
             f"found {matrix[row, column]} at row {row}, column {column}"
+        )
+    if ((matrix > 0) & ((matrix < 1 / _LARGEST) | (matrix > _LARGEST))).any():
+        raise UserError(
+            f"expected positive entries of a lattice matrix between {1 / _LARGEST:g} and {_LARGEST:g}, which single "
+            f"precision can add up, found {matrix[matrix > 0].min():g} to {matrix.max():g}; scale the matrix"
         )
     if (empty := np.flatnonzero(matrix.sum(axis=1) == 0)).size:
         raise UserError(

@@ -211,3 +211,37 @@ def test_named_programs_pass(host, model, likelihood):
     value = 1.0 if likelihood == "bernoulli" else 0.3
     frames = HOSTS[host][2].full((2, experiment.num_timesteps, *FRAME), value)
     HOSTS[host][3](assemble(experiment, host), frames, experiment.likelihood)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_parameter_that_two_parts_of_the_guide_share_is_no_chance(host):
+    """Each place has an initial value of its own, drawn at random; in training both have one."""
+    ppl, dist, xp, check = HOSTS[host]
+
+    def shared():
+        initial = (lambda key: jax.random.normal(key, (2,))) if host == "numpyro" else (lambda: torch.randn(2))
+        return ppl.param("shared", initial)
+
+    def guide(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            ppl.sample("z", dist.Normal(shared() + 2 * shared(), xp.ones(2)).to_event(1))
+
+    check(Program(program(host).model, guide), xp.full(SHAPE, 0.3))
+
+
+def test_what_no_gradient_and_no_compiler_can_pass_is_found_before_training():
+    ppl, dist, xp, check = HOSTS["numpyro"]
+
+    def model_with(mean):
+        def model(frames):
+            with ppl.plate("sequences", frames.shape[0]):
+                z = ppl.sample("z", dist.Normal(xp.zeros(2), 1.0).to_event(1))
+                ppl.sample("x", dist.Normal(mean(z) + 0 * frames, 1.0).to_event(4), obs=frames)
+
+        return Program(model, program("numpyro").guide)
+
+    frames = xp.full(SHAPE, 0.3)
+    with pytest.raises(UserError, match=r"the parameter 'w' in floating point.* found int32; write its"):
+        check(model_with(lambda z: ppl.param("w", xp.asarray(30))), frames)
+    with pytest.raises(jax.errors.TracerBoolConversionError):
+        check(model_with(lambda z: 1.0 if z.sum() > 0 else 2.0), frames)

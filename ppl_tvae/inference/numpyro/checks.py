@@ -25,6 +25,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     log_joint,
     log_prob,
     observed_sites,
+    program_traces,
     replayed,
     traced,
 )
@@ -56,12 +57,21 @@ def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> 
     guide_trace = _well_named("guide", program.guide, key_guide, frames)
     prior_trace = _well_named("model", program.model, key_model, frames)
     _check_traces(guide_trace, prior_trace, frames, likelihood)
-    model_trace = replayed(program.model, {}, key_model, frames, guide_trace)
+    # As in training from here on: a parameter that is registered in two places has one value in both.
+    parameters = [_parameters(sites) for sites in (guide_trace, prior_trace)]
+    model_trace = replayed(program.model, parameters[1], key_model, frames, guide_trace)
     for name, site in latent_sites(model_trace).items():
         check_within(name, site)
-    _check_fixed(guide_trace, replayed(program.guide, _parameters(guide_trace), key_again, frames, guide_trace))
+    guide_trace = replayed(program.guide, parameters[0], key_guide, frames, guide_trace)
+    _check_fixed(guide_trace, replayed(program.guide, parameters[0], key_again, frames, guide_trace))
     _check_apart("guide", program.guide, key_again, frames, guide_trace)
     _check_apart("model", program.model, key_again, frames, model_trace)
+    _check_compiles(program, key_again, frames)
+
+
+def _check_compiles(program: Program, rng_key: jax.Array, frames: jax.Array) -> None:
+    """Raises what a compiled step would: there a program runs without numbers, so that `if x > 0` has no answer."""
+    jax.eval_shape(lambda frames: log_joint(program_traces(program, {}, rng_key, frames)[1]), frames)
 
 
 def site_table(program: Program, frames: jax.Array) -> list[dict[str, Any]]:
@@ -127,6 +137,15 @@ def _check_names(guide_trace: Trace, prior_trace: Trace) -> None:
         {name: jax.tree.map(jnp.shape, site["value"]) for name, site in sites.items() if site["type"] == "param"}
         for sites in (guide_trace, prior_trace)
     ]
+    for sites in (guide_trace, prior_trace):
+        for name, site in sites.items():
+            leaves = jax.tree.leaves(site["value"]) if site["type"] == "param" else []
+            kinds = map(jnp.result_type, leaves)
+            if whole := [kind for kind in kinds if not jnp.issubdtype(kind, jnp.floating)]:
+                raise UserError(
+                    f"expected the parameter '{name}' in floating point, through which gradients pass, found "
+                    f"{whole[0]}; write its initial value as 1.0 and not as 1"
+                )
     for name in shapes[0].keys() & shapes[1].keys():
         if shapes[0][name] != shapes[1][name]:
             raise UserError(

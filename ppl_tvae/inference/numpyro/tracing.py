@@ -13,7 +13,7 @@ from numpyro.handlers import replay, seed, substitute, trace
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import masks
-from ppl_tvae.inference.sites import Site, changing_support, without_coordinates
+from ppl_tvae.inference.sites import Site, changing_support, check_parameters, without_coordinates
 from ppl_tvae.program import PLATE, Program
 
 Trace = Mapping[str, Site]
@@ -66,7 +66,7 @@ def replayed(
 def parameters_of(program: Program, flat: Mapping[str, Any], frames: jax.Array) -> dict[str, Any]:
     """The program's parameters by site name, from values by flat name; a tree (flax modules) from NAME.path.of.leaf.
 
-    Raises UserError where a parameter of the program is not among them: it would silently keep its initial value.
+    Raises UserError where a parameter of the program is not among them, or has another shape.
     """
     sites: dict[str, Any] = {}
 
@@ -76,13 +76,8 @@ def parameters_of(program: Program, flat: Mapping[str, Any], frames: jax.Array) 
 
     jax.eval_shape(look, frames)  # shapes only: nothing is computed
     leaves, structure = jax.tree_util.tree_flatten_with_path(sites)
-    names = [flat_name(path) for path, _ in leaves]
-    if missing := [name for name in names if name not in flat]:
-        raise UserError(
-            f"expected a value for each parameter of the program, found none for '{missing[0]}' in the run; "
-            f"the program is not the one that was trained"
-        )
-    return jax.tree_util.tree_unflatten(structure, [flat[name] for name in names])
+    check_parameters({flat_name(path): leaf.shape for path, leaf in leaves}, flat)
+    return jax.tree_util.tree_unflatten(structure, [flat[flat_name(path)] for path, _ in leaves])
 
 
 def flat_name(path: Any) -> str:

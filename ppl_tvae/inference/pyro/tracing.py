@@ -19,7 +19,7 @@ from torch.distributions import Independent, biject_to, constraints
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import masks
-from ppl_tvae.inference.sites import Site, changing_support, without_coordinates
+from ppl_tvae.inference.sites import Site, changing_support, check_parameters, without_coordinates
 from ppl_tvae.program import PLATE, Program
 
 Trace = Any
@@ -87,17 +87,13 @@ def replayed(function: Callable[[Any], Any], frames: Tensor, latents: Trace) -> 
 def parameters_of(program: Program, flat: Mapping[str, Any], frames: Tensor) -> dict[str, Any]:
     """The program's parameters by site name, from values by flat name; those of pyro.module from MODULE.name.
 
-    Raises UserError where a parameter of the program is not among them: it would silently keep its initial value.
+    Raises UserError where a parameter of the program is not among them, or has another shape.
     """
-    with pyro.get_param_store().scope() as store, torch.no_grad(), torch.random.fork_rng():
+    with pyro.get_param_store().scope(), torch.no_grad(), torch.random.fork_rng():
         program_traces(program, frames)
-    names = {name: flat_name(name) for name in store["params"]}
-    if missing := [name for name in names.values() if name not in flat]:
-        raise UserError(
-            f"expected a value for each parameter of the program, found none for '{missing[0]}' in the run; "
-            f"the program is not the one that was trained"
-        )
-    return {site: flat[name] for site, name in names.items()}
+        shapes = {name: value.shape for name, value in pyro.get_param_store().items()}
+    check_parameters({flat_name(name): shape for name, shape in shapes.items()}, flat)
+    return {name: flat[flat_name(name)] for name in shapes}
 
 
 def flat_name(name: str) -> str:
