@@ -321,7 +321,7 @@ def test_sequences_whose_capsules_roll_are_predicted_without_error(monkeypatch):
         def latents(self, plan):
             return {"t": np.where(np.arange(6)[:, None, None] < 2, rolling, np.nan)}
 
-        def decode(self, t):
+        def decode(self, t, site):
             return t[..., None]
 
     @contextmanager
