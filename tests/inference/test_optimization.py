@@ -1,5 +1,7 @@
-"""Learning-rate schedules against their definitions, and what Adam is told, in both backends."""
+"""Learning-rate schedules against their definitions, what an optimiser is told and how far it goes, in both backends."""
 
+import math
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -10,12 +12,16 @@ import pyro.distributions as dist
 import pytest
 import torch
 
+from ppl_tvae.assembly import data_of
+from ppl_tvae.config import Experiment
 from ppl_tvae.inference.numpyro import svi as numpyro_svi
 from ppl_tvae.inference.objective import ELBO
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.inference.pyro import svi as pyro_svi
 from ppl_tvae.inference.pyro.device import on_device
 from ppl_tvae.program import Program
+from ppl_tvae.trainers import optimization_of, trainer_of
+from tests.small_runs import BACKENDS, small_training
 
 
 def factors(schedule, num_steps, warmup_steps=0, xp=np):
@@ -53,6 +59,29 @@ def test_first_step_of_adam_is_the_gradient_over_its_size_and_epsilon(epsilon):
     parameter.grad = torch.from_numpy(gradient.copy())
     pyro_svi._optimizer(optimization, [parameter], on_gpu=False).step()
     np.testing.assert_allclose(parameter.detach().numpy(), expected, rtol=1e-5)
+
+
+def test_settings_reach_the_optimiser():
+    settings = {"learning_rate": 0.02, "momentum": 0.7, "clip_norm": 3.0, "schedule": "cosine", "warmup_steps": 5}
+    experiment = Experiment(optimizer="adam", steps=60, adam_epsilon=0.1, **settings).resolved()
+    expected = settings | {"method": "adam", "num_steps": 60, "adam_epsilon": 0.1}
+    assert optimization_of(experiment)._asdict() == expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_step_is_as_long_as_the_clipped_gradient(backend, tmp_path):
+    """Of gradient descent without momentum; the norm is that of all parameters together."""
+    settings = {"optimizer": "sgd", "momentum": 0.0, "learning_rate": 0.1, "clip_norm": 0.5, "precision": "float64"}
+    experiment = small_training(tmp_path, backend, **settings).resolved()
+    data = data_of(experiment)
+    with trainer_of(experiment, data) as trainer:
+        points = [trainer.parameters()]
+        for step in range(2):
+            trainer.advance(data.train_plans(3, step, 1, 4))
+            points.append(trainer.parameters())
+    for before, after in pairwise(points):
+        moved = math.sqrt(sum(((after[name] - before[name]) ** 2).sum() for name in before))
+        assert moved == pytest.approx(0.1 * 0.5, rel=1e-6)
 
 
 class Frames(NamedTuple):
