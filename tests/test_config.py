@@ -132,6 +132,9 @@ def test_unknown_names_get_the_nearest_valid_one(setting):
         ({"num_timesteps": 0}, "expected num_timesteps of at least 1"),
         ({"hidden": (5, 0)}, "expected hidden layers of at least one unit"),
         ({"validation_fraction": 1.0}, "expected validation_fraction between 0 and 1, found 1.0"),
+        ({"validation_fraction": 0.0}, "expected validation_fraction between 0 and 1, found 0.0"),
+        ({"patience": -1}, "expected patience of at least 0, found -1"),
+        ({"optimizer": "sgd", "adam_epsilon": 0.5}, "expected adam_epsilon only with optimizer 'adam'"),
         ({"momentum": 1.0}, "expected momentum below 1"),
         ({"learning_rate": 0.0}, "expected a positive learning_rate, found 0.0"),
         ({"learning_rate": float("inf")}, "expected a learning_rate that is finite in float32, found inf"),
@@ -192,6 +195,11 @@ def test_a_band_that_would_be_another_is_refused(settings, words):
 
 def test_two_frames_share_variance():
     assert lattice_of(Experiment(num_timesteps=2).resolved()).degrees_of_freedom.min() == 4
+
+
+def test_windows_keep_their_share_of_shorter_sequences_and_smaller_capsules():
+    assert Experiment(num_timesteps=4, capsule_dim=8).resolved().temporal_window == 3  # 4 * 13 / 18 = 2.9
+    assert Experiment(num_timesteps=4, capsule_dim=2, num_capsules=2).resolved().spatial_width == 1
 
 
 def test_other_data_have_the_sizes_for_mnist():

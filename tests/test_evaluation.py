@@ -2,20 +2,22 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import logsumexp
 
 import ppl_tvae
-from ppl_tvae import cli, comparison
+from ppl_tvae import cli, comparison, evaluation
 from ppl_tvae.assembly import data_of
 from ppl_tvae.diagnosis import equivariance_metrics
 from ppl_tvae.errors import Interrupted
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.numpyro.evaluator import Evaluator
-from ppl_tvae.inference.temperatures import Annealing
+from ppl_tvae.inference.temperatures import Annealed, Annealing
 from ppl_tvae.report import _warnings
 from ppl_tvae.runs import open_run
 from ppl_tvae.trained import evaluator
@@ -61,6 +63,63 @@ def test_every_estimator_has_a_record_that_says_what_it_is(runs, backend):
     assert "k-hat" in found["iwae", 30]["notes"]["verdict"]
     settings = ("start", "num_temperatures", "schedule", "num_leapfrog_steps", "num_chains")
     assert all(found["ais", None][name] == getattr(FEW, name) for name in settings)
+
+
+class Known:
+    """An evaluator whose weights are given: 30 particles or 4 chains of 6 sequences of 4 frames."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.weights, self.per_frame = rng.normal(-100, 2, (30, 6)), rng.normal(-30, 1, (2, 6, 4))
+        self.forward, self.backward = rng.normal(-100, 3, (2, 4, 6))
+
+    def log_weights(self, part, index, count, per_frame=False):
+        return self.per_frame if per_frame else self.weights
+
+    def annealed(self, part, index, annealing, progress):
+        return Annealed(self.forward, np.array([0.25, 0.75]), np.ones(2))
+
+    def bracketed(self, part, index, annealing, progress):
+        backward = Annealed(self.backward, np.ones(2), np.ones(2))
+        return self.annealed(part, index, annealing, progress), backward
+
+
+def test_records_hold_the_numbers_of_the_weights(tmp_path, monkeypatch):
+    run = ppl_tvae.train(small_training(tmp_path, "pyro", steps=1), tmp_path / "run", quiet=True)
+    known, asked = Known(), []
+    monkeypatch.setattr(evaluation, "evaluator", lambda *arguments: asked.append(arguments) or nullcontext(known))
+    settings = {"max_sequences": 6, "seed": 7, "quiet": True}
+    estimators = ("elbo", "iwae", "log-evidence", "ais", "sandwich")
+    records = ppl_tvae.evaluate(run, estimators=estimators, particles=30, **settings)
+    records += ppl_tvae.evaluate(run, estimators="released-is", particles=2, **settings)
+    assert {arguments[-1] for arguments in asked} == {7}
+    found = {record["estimator"]: record for record in records}
+
+    def log_mean(log_weights):
+        return logsumexp(log_weights, axis=0) - np.log(len(log_weights))
+
+    expected = {
+        "elbo": known.weights.mean(axis=0),
+        "iwae": log_mean(known.weights),
+        "ais": log_mean(known.forward),
+        "sandwich-lower": log_mean(known.forward),
+        "sandwich-upper": -log_mean(-known.backward),
+        "released-is": 4 * logsumexp(known.per_frame, axis=0).mean(axis=-1),
+    }
+    for name, values in expected.items():
+        assert found[name]["value"] == pytest.approx(values.mean() / 4), name
+        assert found[name]["standard_error"] == pytest.approx(values.std(ddof=1) / 4 / 6**0.5), name
+        np.testing.assert_allclose(found[name]["per_sequence"], values / 4, atol=1e-4)
+    bits = -expected["elbo"].mean() / 4 / (6 * 6 * 3) / np.log(2)
+    assert found["elbo"]["bits_per_dimension"] == pytest.approx(bits)
+    left_out = [log_mean(np.delete(known.weights, k, axis=0)) for k in range(30)]
+    bias = 29 * (np.mean(left_out, axis=0) - log_mean(known.weights))
+    removed = found["log-evidence"]["notes"]["mean_bias_removed_nats_per_sequence"]
+    assert removed == pytest.approx(-bias.mean())
+    notes, gap = found["sandwich-upper"]["notes"], expected["sandwich-upper"] - expected["sandwich-lower"]
+    assert notes["mean_gap_nats_per_sequence"] == pytest.approx(gap.mean())
+    assert notes["gap_standard_error"] == pytest.approx(gap.std(ddof=1) / 6**0.5)
+    assert (notes["acceptance_rate"], notes["lowest_acceptance_rate"]) == (0.5, 0.25)
 
 
 def test_asking_again_replaces_the_record_and_gives_the_same_number(runs):
@@ -137,6 +196,23 @@ def test_comparison_is_paired_and_refuses_what_cannot_be_ranked(runs, tmp_path):
     ppl_tvae.evaluate(other, estimators=("elbo",), particles=(2,), max_sequences=8)
     with pytest.raises(ppl_tvae.UserError, match="found likelihood 'bernoulli' in 'numpyro' and 'bernoulli-grey'"):
         ppl_tvae.compare([runs["numpyro"], other])
+
+
+@pytest.mark.parametrize(
+    ("record", "label"),
+    [
+        ({"estimator": "elbo", "guide_name": "auto-normal", "guide_steps": 600}, "elbo-auto-normal-600"),
+        (
+            {"estimator": "elbo", "guide_name": "auto-normal", "guide_steps": 600, "guide_learning_rate": 0.03},
+            "elbo-auto-normal-600-guide-learning-rate-0.03",
+        ),
+        ({"estimator": "ais"} | Annealing()._asdict(), "ais-guide-200x1"),
+        ({"estimator": "ais"} | Annealing(schedule="linear")._asdict(), "ais-guide-200x1-schedule-linear"),
+    ],
+    ids=lambda case: case if isinstance(case, str) else "",
+)
+def test_columns_are_named_by_the_settings_that_make_two_estimates_differ(record, label):
+    assert comparison._label(record | {"num_particles": 5}) == label
 
 
 def test_one_sequence_has_no_error_in_text_and_in_json(runs):

@@ -21,7 +21,7 @@ from ppl_tvae.data import Plan
 from ppl_tvae.diagnostics.convergence import LIKELIHOOD, _verdict, convergence, guide_against_chains
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
 from ppl_tvae.errors import UserError
-from ppl_tvae.guide_fit import against_mcmc, amortisation_gap
+from ppl_tvae.guide_fit import _gap_verdict, _trouble, against_mcmc, amortisation_gap
 from ppl_tvae.inference import reliability
 from ppl_tvae.inference.mcmc import MCMC
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
@@ -141,13 +141,17 @@ def test_what_is_wrong_with_a_guide_is_found_and_noise_is_not(shifts, means, sca
     assert json.loads(json.dumps(found)) == json.loads(json.dumps(found, allow_nan=False))
 
 
+def of_cells(**sites):
+    """Draws (chain, draw, cell) of each site, as `chosen_cells` gives them."""
+    return xr.Dataset({name: (("chain", "draw", f"{name}_cell"), values) for name, values in sites.items()})
+
+
 def test_chains_that_have_not_come_together_are_not_believed():
     rng = np.random.default_rng(0)
     good = rng.standard_normal((4, 300, 40))
     apart = good + np.arange(4)[:, None, None]
     still = np.repeat(rng.standard_normal((4, 1, 40)), 300, axis=1)
-    chains = xr.Dataset({name: (("chain", "draw", f"{name}_cell"), v) for name, v in
-                         {"good": good, "apart": apart, "still": still}.items()})  # fmt: skip
+    chains = of_cells(good=good, apart=apart, still=still)
     found = convergence(chains)
     assert found["good"]["verdict"].startswith("believable")
     assert found["apart"]["verdict"].startswith("not to be believed")
@@ -157,6 +161,54 @@ def test_chains_that_have_not_come_together_are_not_believed():
     assert "R-hat needs 2 chains" in convergence(chains[["good"]].isel(chain=[0]))["good"]["verdict"]
     short = chains[["good"]].isel(draw=slice(2))
     assert "too few draws" in guide_against_chains(short, chains[["good"]])["good"]["verdict"]
+
+
+@pytest.mark.parametrize(
+    ("off", "rhat", "size", "num_chains", "words"),
+    [
+        (1, 9.0, 0, 4, "believable"),
+        (3, 1.02, 4000, 4, "rough"),
+        (3, 1.0, 399, 4, "rough"),
+        (3, 1.0, 799, 8, "rough"),
+        (3, 1.06, 4000, 4, "not to be believed"),
+        (3, 1.0, 39, 4, "not to be believed"),
+    ],
+)
+def test_one_cell_in_twenty_may_be_off(off, rhat, size, num_chains, words):
+    """Of forty: the limits are 1.01 and 100 effective draws for each chain, for rough ones 1.05 and 10."""
+    rhats, sizes = np.full(40, 1.0), np.full(40, 4000.0)
+    rhats[:off], sizes[:off] = rhat, size
+    assert _verdict(rhats, sizes, num_chains).startswith(words)
+
+
+def test_draws_are_counted_for_each_chain():
+    """Eight chains of 80 draws have more than 100, and fewer than 800."""
+    draws = np.random.default_rng(0).standard_normal((8, 80, 40))
+    assert convergence(of_cells(u=draws))["u"]["verdict"].startswith("rough")
+
+
+def test_shift_and_width_by_hand():
+    """The guide N(1, 1), MCMC N(0, 2): half a standard deviation off, half as wide."""
+    rng = np.random.default_rng(0)
+    guide, exact = 1 + rng.standard_normal((1, 400, 200)), 2 * rng.standard_normal((4, 400, 200))
+    found = guide_against_chains(of_cells(u=guide), of_cells(u=exact))["u"]
+    assert found["difference_of_means_quantiles"][1] == pytest.approx(0.5, abs=0.02)
+    assert found["ratio_of_scales_quantiles"][1] == pytest.approx(0.5, abs=0.02)
+    assert found["difference_standard_error"] == pytest.approx(np.hypot(1 / 20, 2 / 40) / 2, rel=0.1)
+    assert found["difference_beyond_noise"] == pytest.approx(0.5, abs=0.02)
+    assert "too narrow" in found["verdict"]
+    alike = 2 * rng.standard_normal((1, 400, 200))
+    beyond_noise = guide_against_chains(of_cells(u=alike), of_cells(u=exact))["u"]["difference_beyond_noise"]
+    assert beyond_noise < np.hypot(2 / 20, 2 / 40) / 2 / 2
+
+
+def test_trajectories_that_are_cut_are_told():
+    """Three in ten have all the 2**6 - 1 steps of a tree, which HMC does not build."""
+    dims, steps = ("chain", "draw", "sequence"), np.full((1, 10, 1), 62)
+    steps[:, :3] = 63
+    stats = xr.Dataset({"diverging": (dims, np.zeros((1, 10, 1), bool)), "n_steps": (dims, steps)})
+    assert "30% of trajectories were cut at 63 steps" in _trouble(MCMC(max_tree_depth=6), stats)
+    assert _trouble(MCMC("hmc", max_tree_depth=6), stats) == ""
 
 
 def test_the_r_hat_that_is_told_is_on_the_side_of_the_limit_that_the_verdict_is():
@@ -175,8 +227,7 @@ def test_correlated_draws_count_for_less():
     for draw in range(1, 400):
         slow[:, draw] = 0.95 * slow[:, draw - 1] + (1 - 0.95**2) ** 0.5 * rng.standard_normal((4, 300))
     guide, exact, chains = (
-        xr.Dataset({"u": (("chain", "draw", "cell"), values)})
-        for values in (rng.standard_normal((1, 400, 300)), rng.standard_normal((4, 400, 300)), slow)
+        of_cells(u=values) for values in (rng.standard_normal((1, 400, 300)), rng.standard_normal((4, 400, 300)), slow)
     )
     found = guide_against_chains(guide, chains)["u"]
     assert "means agree" in found["verdict"]
@@ -206,6 +257,14 @@ def test_the_amortisation_gap_is_the_difference_of_two_known_elbos(backend):
     assert found["standard_error"] == pytest.approx(np.std(found["per_sequence"], ddof=1) / 6**0.5, abs=1e-3)
     assert found["unit"] == "nats per frame"
     assert (found["guide_name"], found["guide_steps"]) == ("auto-normal", 600)
+
+
+@pytest.mark.parametrize(
+    ("gap", "error", "words"),
+    [(0.1, 0.06, "no gap"), (0.13, 0.06, "is better"), (-0.13, 0.06, "is worse"), (9.0, None, "no gap")],
+)
+def test_a_gap_is_one_beyond_two_errors(gap, error, words):
+    assert words in _gap_verdict(gap, error)
 
 
 # Whole runs
@@ -263,6 +322,7 @@ def test_command_file_and_report(backend, run, tmp_path, capsys):
     found = run.diagnosis()
     assert f"nuts on 1 sequences, {found['mcmc']['seconds']:.0f} s: MCMC" in printed
     assert "amortisation gap to auto-normal" in printed
+    assert found["mcmc"]["guide"]["u"]["verdict"].startswith("nothing can be said")
     assert found["mcmc"]["guide"]["u"]["verdict"] in printed
     assert (found["mcmc"]["num_warmup"], found["mcmc"]["num_draws"], found["mcmc"]["max_tree_depth"]) == (6, 6, 2)
     assert found["mcmc"]["num_steps"] <= 3

@@ -116,6 +116,26 @@ def test_numbers_of_older_parameters_or_of_fewer_sequences_are_measured_anew(sma
     assert again.values["tvae, L = 1/2 S"] == more.values["tvae, L = 1/2 S"]
 
 
+def test_what_is_tested_on_other_motions_is_measured_on_them(small, monkeypatch):
+    folder, settings = small
+    few = replace(experiments.EXPERIMENTS["table1"], test_transforms=("rotation",), figures=())
+    monkeypatch.setitem(experiments.EXPERIMENTS, "table1", few)
+    reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
+    records = open_run(folder / "vae-seed0").evaluations()
+    assert {tuple(record["transforms"]) for record in records} == {("rotation",)}
+
+
+def test_numbers_of_a_fitted_guide_and_of_another_seed_answer_other_questions(small):
+    folder, settings = small
+    found = reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
+    run = open_run(folder / "vae-seed0")
+    elbo = next(record for record in run.evaluations() if record["estimator"] == "elbo")
+    run.add_evaluation(elbo | {"guide_name": "auto-normal", "value": -1.0})
+    run.add_evaluation(elbo | {"seed": 5, "value": -2.0})
+    again = reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
+    assert again.values["vae"]["elbo"] == found.values["vae"]["elbo"]
+
+
 def test_the_table_of_the_seeds_that_are_done_is_there_before_the_next(small, monkeypatch):
     folder, settings = small
     train = reproduction.train

@@ -38,6 +38,9 @@ def test_numpyro_seeds_together_equal_seeds_alone(tmp_path):
     assert_alike(together[1], alone)
     first, second = (run.parameters() for run in together)
     assert all(np.abs(first[name] - second[name]).max() > 1e-6 for name in first)
+    streams = [[a.tolist() for a in run.checkpoint().arrays.values() if a.dtype == np.uint32] for run in together]
+    assert streams[0]
+    assert streams[0] != streams[1]
     runs = [resume(path, steps=60, quiet=True) for path in (together[1].path, alone.path)]
     assert_alike(*runs)
 

@@ -76,6 +76,13 @@ def test_choices_are_uniform(field: str) -> None:
     assert np.abs(share - expected).max() < STANDARD_ERRORS * error
 
 
+def test_factors_that_stand_still_are_independent() -> None:
+    fixed = training_plans(TRAIN, 0, 0, 400, 32, 3, 18).fixed.reshape(-1, 3)
+    error = np.sqrt(1 / 18 * 17 / 18 / len(fixed))
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert abs(np.mean(fixed[:, a] == fixed[:, b]) - 1 / 18) < STANDARD_ERRORS * error
+
+
 def test_fixed_plans_are_fixed_and_apart() -> None:
     test, validation = (fixed_plan(TRAIN, tag, 3, 18) for tag in ("test", "validation"))
     assert_same(test, fixed_plan(TRAIN, "test", 3, 18))

@@ -103,7 +103,7 @@ def test_hue_of_grey_images_against_colorsys() -> None:
 
 def test_hue_of_colour_images_against_colorsys() -> None:
     tables = image_tables(COLOUR_IMAGES, ("hue",), S)
-    frames = render(tables, plan_of(np.array([[3, 9, 0]])))[0]
+    frames = render(tables, plan_of(np.array([[3, 9, 0]]), image=2))[0]
     unshifted = frames[S // 2]  # index 9 shifts by 0 degrees
     for time in range(S):
         for row, column in ((0, 0), (4, 5), (5, 6), (3, 7), (8, 11)):

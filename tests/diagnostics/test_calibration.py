@@ -64,7 +64,13 @@ def test_an_exact_posterior_is_calibrated(backend):
 
 @pytest.mark.parametrize("backend", ["numpyro", "pyro"])
 @pytest.mark.parametrize(
-    ("shift", "width", "words"), [(0.0, 0.5, "too narrow"), (0.0, 2.0, "too wide"), (0.5, 1.0, "below the draws")]
+    ("shift", "width", "words"),
+    [
+        (0.0, 0.5, "too narrow"),
+        (0.0, 2.0, "too wide"),
+        (0.5, 1.0, "below the draws"),
+        (-0.5, 1.0, "above the draws"),
+    ],
 )
 def test_a_wrong_posterior_is_flagged_with_what_is_wrong(shift, width, words, backend):
     assert words in calibration(ranks(backend, shift, width)["z"]).verdict

@@ -7,7 +7,7 @@ import pytest
 
 from ppl_tvae.data import Plan
 from ppl_tvae.diagnostics import rolling
-from ppl_tvae.diagnostics.equivariance import capsule_correlation
+from ppl_tvae.diagnostics.equivariance import capsule_correlation, equivariance_error
 from tests.conftest import STANDARD_ERRORS
 
 S, C, D = 6, 3, 6
@@ -65,6 +65,35 @@ def test_each_transform_has_its_own_numbers(records):
     assert rolls["image_error_rolled_minus_not_rolled"]["value"] == -rolls["image_error_not_rolled"]["value"]
     difference = noise["image_error_rolled_minus_not_rolled"]
     assert abs(difference["value"]) < STANDARD_ERRORS * difference["standard_error"]
+
+
+def test_errors_of_codes_that_roll_by_hand():
+    """A random roll of the first code errs as one that is off by 0 to D - 1 positions, each as likely."""
+    plan = a_plan(50)._replace(transform=np.zeros(50, np.int32))
+    found = rolling.measured(Evaluator(), DATA, [(0, plan)], seed=0).metrics
+    t = Evaluator().latents(plan, 0)["t"]
+    assert max(found["equivariance_error"].max(), found["centred_equivariance_error"].max()) < 1e-9
+    np.testing.assert_allclose(found["image_error_not_rolled"], ((t[:, :1] - t[:, 1:]) ** 2).mean(axis=(1, 2, 3)))
+    off = [((np.roll(t[:, 0], k, axis=-1) - t[:, 0]) ** 2).mean(axis=(1, 2)) for k in range(D)]
+    difference = found["image_error_random_roll"] - np.mean(off, axis=0)
+    assert abs(difference.mean()) < STANDARD_ERRORS * difference.std() / 50**0.5
+
+
+def test_errors_of_noise_by_hand():
+    """Of independent standard normals a squared difference is 2 in the mean; each batch has rolls of its own."""
+
+    class Same(Evaluator):
+        def latents(self, plan, batch_index):
+            return super().latents(plan, 0)
+
+    plan = a_plan(200)._replace(transform=np.ones(200, np.int32))
+    one, other = (rolling.measured(Same(), DATA, [(index, plan)], seed=0).metrics for index in (1, 2))
+    t = Same().latents(plan, 0)["t"]
+    np.testing.assert_allclose(one["equivariance_error"], equivariance_error(t))
+    np.testing.assert_allclose(one["centred_equivariance_error"], equivariance_error(t, centred=True))
+    error = one["image_error_random_roll"]
+    assert abs(error.mean() - 2) < STANDARD_ERRORS * error.std() / 200**0.5
+    assert not np.array_equal(error, other["image_error_random_roll"])
 
 
 def test_the_prior_is_measured_at_the_same_times(records):

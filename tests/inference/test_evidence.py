@@ -11,7 +11,7 @@ import pyro
 import pyro.distributions as pyro_dist
 import pytest
 import torch
-from scipy.special import logsumexp
+from scipy.special import expit, gammaln, logsumexp
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
@@ -24,9 +24,10 @@ from ppl_tvae.inference.numpyro.device import on_device as on_jax
 from ppl_tvae.inference.pyro import annealing as pyro_annealing
 from ppl_tvae.inference.pyro import importance as pyro_importance
 from ppl_tvae.inference.pyro.device import on_device as on_torch
-from ppl_tvae.inference.temperatures import Annealing, forward_path
+from ppl_tvae.inference.temperatures import Annealing, check_annealing, forward_path, inverse_temperatures
 from ppl_tvae.program import Program
 from tests.conftest import STANDARD_ERRORS
+from tests.inference.test_mcmc import gamma_program
 from tests.oracles import linear_gaussian, tiny_tvae_log_evidence
 from tests.small import random_parameters, small_experiment
 
@@ -241,6 +242,39 @@ def test_annealing_reaches_the_evidence_of_the_tiny_tvae(backend, start, tiny):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("start", ["prior", "guide"])
+def test_annealing_of_positive_latents_reaches_the_evidence(backend, start):
+    """Moves are of their logarithm: without the Jacobian they would leave another density alone."""
+    host, dist, _ = HOSTS[backend]
+    programs = {backend: gamma_program(host, dist, {"numpyro": jnp, "pyro": torch}[backend])}
+    frames = np.random.default_rng(2).exponential(1.0, (2, 3, 1, 1, 1))
+    truth = gammaln(5) - gammaln(2) - 5 * np.log(1 + frames.sum(axis=(1, 2, 3, 4)))
+    annealing = Annealing(start, num_temperatures=22, num_chains=1000, num_leapfrog_steps=3, step_size=0.5)
+    forward, _ = bracket(backend, programs, {}, frames, annealing)
+    ratio = np.exp(forward.log_weights - truth)
+    assert (np.abs(ratio.mean(axis=0) - 1) < STANDARD_ERRORS * ratio.std(axis=0) / np.sqrt(1000)).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_pilot_finds_steps_that_are_accepted_as_often_as_asked(backend, conjugate):
+    """At the step size that it begins with none is."""
+    oracle, programs, frames = conjugate
+    moves = {"num_chains": 50, "num_leapfrog_steps": 3, "step_size": 3.0, "target_acceptance": 0.8}
+    forward, _ = bracket(backend, programs, oracle.parameters(), frames, Annealing("guide", 62, "linear", **moves))
+    assert abs(forward.acceptance_rates[-30:].mean() - 0.8) < 0.1
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_diverged_trajectory_is_refused(backend, conjugate):
+    oracle, programs, frames = conjugate
+    annealing = Annealing("guide", 4, num_chains=5, num_leapfrog_steps=2, step_size=1e200)
+    forward, _ = bracket(backend, programs, oracle.parameters(), frames, annealing)
+    np.testing.assert_array_equal(forward.acceptance_rates, 0)
+    assert np.isfinite(forward.log_weights).all()
+    assert np.isfinite(forward.step_sizes).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("start", ["prior", "guide"])
 def test_forward_and_backward_bracket_the_evidence_and_close_with_temperatures(backend, start, conjugate):
     oracle, programs, frames = conjugate
     truth, gaps = oracle.log_evidence(frames), []
@@ -376,6 +410,42 @@ def test_what_annealing_compiles_holds_no_weights(tiny):
     assert not weights & {np.shape(constant) for constant in constants}
 
 
+def test_every_move_has_a_key_of_its_own(conjugate):
+    """Across compiled calls too, in NumPyro, where noise is a function of the key."""
+    oracle, programs, frames = conjugate
+    seen = []
+    with on_jax("cpu", "float64"):
+        annealing = Annealing(num_temperatures=34, num_leapfrog_steps=1)
+        parameters = jax.tree.map(jnp.asarray, oracle.parameters())
+        annealer = numpyro_annealing.Annealer(programs["numpyro"], parameters, annealing)
+        moves = annealer._move
+
+        def recorded(parameters, frames, state, step_size, steps, **options):
+            seen.append(jax.random.key_data(steps[0]))
+            return moves(parameters, frames, state, step_size, steps, **options)
+
+        annealer._move = recorded
+        annealer.forward(jax.random.key(0), jnp.asarray(frames[:1]), forward_path(annealing))
+    assert len(seen) > 1
+    assert len(np.unique(np.concatenate(seen), axis=0)) == 32
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"num_temperatures": 1},
+        {"num_chains": 0},
+        {"num_leapfrog_steps": 0},
+        {"step_size": 0.0},
+        {"target_acceptance": 1.0},
+    ],
+    ids=str,
+)
+def test_settings_that_make_no_path_are_refused(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        check_annealing(Annealing(**wrong))
+
+
 def test_paths():
     for schedule in ("linear", "sigmoid"):
         path = forward_path(Annealing(schedule=schedule, num_temperatures=9))
@@ -386,3 +456,12 @@ def test_paths():
     even = forward_path(Annealing(schedule="linear", num_temperatures=5)).increments
     np.testing.assert_allclose(even, 0.25)
     assert logsumexp(np.log(even)) == pytest.approx(0)
+    path = path._replace(step_sizes=np.arange(7.0))
+    np.testing.assert_array_equal(path.reversed().step_sizes, path.step_sizes[::-1])
+
+
+def test_temperatures_are_the_sigmoids_of_the_paper():
+    """Of steepness 4 (arXiv 1611.04273), as dense at one end as at the other."""
+    found, rising = inverse_temperatures("sigmoid", 9), expit(4 * np.linspace(-1, 1, 9))
+    np.testing.assert_allclose(found, (rising - rising[0]) / (rising[-1] - rising[0]), atol=1e-14)
+    np.testing.assert_allclose(found + found[::-1], 1)

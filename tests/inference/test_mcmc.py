@@ -102,6 +102,51 @@ def test_numbers_of_each_draw_are_the_programs(backend):
     assert abs(kinetic.mean() - 1.0) < STANDARD_ERRORS / kinetic.size**0.5 + 0.1
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_steps_are_adapted_to_the_acceptance_that_is_asked_for(backend):
+    host, arrays, dist = HOSTS[backend]
+    program, frames = linear_gaussian.program(host, arrays.exp, dist), linear_gaussian.observations(1)
+    careless, careful = (
+        chains_of(
+            backend, program, linear_gaussian.parameters(), frames,
+            MCMC(num_warmup=100, num_draws=1, num_chains=2, target_acceptance=target),
+        ).step_size.mean()
+        for target in (0.6, 0.97)
+    )  # fmt: skip
+    assert careless > 1.5 * careful
+
+
+def test_every_acceptance_rate_is_of_its_own_iteration():
+    """Pyro keeps the mean over all draws so far; at this target every single one is high."""
+    host, arrays, dist = HOSTS["pyro"]
+    program, frames = linear_gaussian.program(host, arrays.exp, dist), linear_gaussian.observations(1)
+    settings = MCMC("hmc", num_warmup=60, num_draws=6, num_chains=2, trajectory_length=0.5, target_acceptance=0.99)
+    found = chains_of("pyro", program, linear_gaussian.parameters(), frames, settings)
+    assert (found.acceptance_rate > 0.5).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_divergences_of_trajectories_are_seen(backend):
+    """Neal's funnel, which a step of one size does not get into; a tree of depth 5 has at most 31 steps."""
+    host, arrays, dist = HOSTS[backend]
+
+    def model(frames):
+        with host.plate("sequences", frames.shape[0]):
+            v = host.sample("v", dist.Normal(0.0 * arrays.ones(()), 3.0))
+            host.sample("w", dist.Normal(arrays.zeros((9,)), arrays.exp(v / 2)[:, None]).to_event(1))
+            host.sample("x", dist.Normal(0.0 * frames, 1.0).to_event(4), obs=frames)
+
+    def guide(frames):
+        with host.plate("sequences", frames.shape[0]):
+            host.sample("v", dist.Normal(0.0 * arrays.ones(()), 1.0))
+            host.sample("w", dist.Normal(arrays.zeros((9,)), 1.0).to_event(1))
+
+    settings = MCMC(num_warmup=50, num_draws=100, num_chains=2, target_acceptance=0.6, max_tree_depth=5)
+    found = chains_of(backend, Program(model, guide), {}, np.zeros((1, 1, 1, 1, 1)), settings)
+    assert 0 < found.diverging.sum() < found.diverging.size / 2
+    assert (found.num_steps <= 31).all()
+
+
 def gamma_program(host, dist, arrays):
     """rate ~ Gamma(2, 1), x ~ Exponential(rate) three times: rate | x ~ Gamma(5, 1 + sum x). half is deterministic."""
 

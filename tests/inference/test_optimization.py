@@ -1,4 +1,4 @@
-"""Learning-rate schedules against their definitions, what an optimiser is told and how far it goes, in both backends."""
+"""Learning-rate schedules against their definitions, what an optimiser is told and how far it goes."""
 
 import math
 from itertools import pairwise

@@ -24,17 +24,17 @@ from tests.small_runs import BACKENDS, small_training
 COUNT = 2000
 
 
-def weights_of(backend, settings, parameters, frames, *plate_size):
+def weights_of(backend, settings, parameters, frames, *plate_size, count=COUNT):
     if backend == "numpyro":
         with on_jax("cpu", "float64"):
             program = linear_gaussian.program(numpyro, jnp.exp, numpyro_dist, *plate_size)
             arguments = jax.tree.map(jnp.asarray, parameters), jax.random.key(1), jnp.asarray(frames)
-            return np.asarray(numpyro_log_weights(program, *arguments, COUNT, settings))
+            return np.asarray(numpyro_log_weights(program, *arguments, count, settings))
     with on_torch("cpu", "float64"):
         torch.manual_seed(1)
         program = linear_gaussian.program(pyro, torch.exp, pyro_dist, *plate_size)
         values = {name: torch.tensor(value) for name, value in parameters.items()}
-        return pyro_log_weights(program, values, torch.tensor(frames), COUNT, settings).numpy()
+        return pyro_log_weights(program, values, torch.tensor(frames), count, settings).numpy()
 
 
 def divergence_of_the_best_diagonal_normal(values):
@@ -57,6 +57,21 @@ def test_fitted_guides_have_the_divergence_of_the_best_of_their_family(name, bac
     best = divergence_of_the_best_diagonal_normal(parameters) if name == "auto-normal" else 0.0
     assert best == 0 or best > 0.1
     np.testing.assert_allclose(gap, best, atol=0.04)  # what is left of Adam's noise, and 2000 draws
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fits_have_noise_of_their_own_and_the_rate_that_is_asked_for(backend):
+    """The same sequence twice."""
+    parameters, frames = linear_gaussian.parameters(), np.repeat(linear_gaussian.observations(1), 2, axis=0)
+    slow, fast = (
+        weights_of(backend, Unamortised("auto-normal", 3, rate), parameters, frames, count=3) for rate in (1e-6, 0.3)
+    )
+    assert (np.abs(slow[:, 0] - slow[:, 1]) > 1e-6).all()
+    assert (np.abs(slow - fast) > 1e-3).all()
+
+
+def test_the_learning_rate_falls_to_a_hundredth():
+    assert Unamortised("auto-normal", steps=300).decay ** 300 == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -7,8 +7,10 @@ import pyro
 import pytest
 import torch
 from scipy import integrate, stats
+from scipy.special import expit
 
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
+from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.models import densities
 from ppl_tvae.models.numpyro import likelihoods as numpyro_likelihoods
 from ppl_tvae.models.pyro import likelihoods as pyro_likelihoods
@@ -83,6 +85,21 @@ def test_grey_bernoulli_is_the_cross_entropy_and_agrees_with_bernoulli_on_binary
         binary = torch.full((3,), value, dtype=torch.float64)
         host = torch.distributions.Bernoulli(logits=torch.tensor(logits)).log_prob(binary)
         torch.testing.assert_close(pyro_likelihoods.GreyBernoulli(torch.tensor(logits)).log_prob(binary), host)
+
+
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_normal_pixels_are_around_the_sigmoid(backend):
+    """With the standard deviation that training begins with."""
+    rng = np.random.default_rng(0)
+    logits, x = rng.normal(0, 3, (2, 3, 4, 5, 1)), rng.random((2, 3, 4, 5, 1))
+    expected = stats.norm(expit(logits), 0.2).logpdf(x).sum(axis=(1, 2, 3, 4))
+    with on_jax("cpu", "float64"), on_torch("cpu", "float64"), pyro.get_param_store().scope():
+        if backend == "numpyro":
+            normal = numpyro.handlers.seed(numpyro_likelihoods.LIKELIHOODS["normal"], 0)
+            found = normal(jax.numpy.asarray(logits)).log_prob(x)
+        else:
+            found = pyro_likelihoods.LIKELIHOODS["normal"](torch.tensor(logits)).log_prob(torch.tensor(x)).detach()
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("likelihoods", [numpyro_likelihoods, pyro_likelihoods])

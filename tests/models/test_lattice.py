@@ -101,6 +101,23 @@ def test_energy_is_the_sum_over_neighbours(xp):
     assert result.dtype == xp.asarray(u).dtype
 
 
+@pytest.mark.parametrize("xp", [np_api, jnp, torch], ids=["numpy", "jax", "torch"])
+def test_each_entry_has_its_own_weight(xp):
+    built = lattice.from_matrix(np.array([[1, 1, 0], [0, 1, 1], [0, 0, 1]]), 1, 3)
+    weights, u = np.arange(1, 10, dtype=np.float32).reshape(3, 3), np.array([1, 2, 3], np.float32)
+    found = built.energy(xp.asarray(u)[None, None], xp.asarray(weights))
+    np.testing.assert_allclose(np.asarray(found)[0, 0], [1 * 1 + 2 * 4, 5 * 4 + 6 * 9, 9 * 9])
+
+
+def test_a_lattice_serves_both_precisions():
+    """In torch, for which it keeps a copy of W."""
+    built, u = lattice.static(1, 3, 3), torch.tensor([1.0, 2, 3])[None, None]
+    for dtype in (torch.float32, torch.float64, torch.float32):
+        found = built.energy(u.to(dtype))
+        assert found.dtype == dtype
+        np.testing.assert_array_equal(found, np.full((1, 1, 3), 14))
+
+
 def test_energy_of_a_capsule_that_rolls_by_one_per_frame_is_constant_in_time():
     S = D = 18
     row = np.random.default_rng(1).standard_normal(D)
@@ -108,6 +125,12 @@ def test_energy_of_a_capsule_that_rolls_by_one_per_frame_is_constant_in_time():
     energy = lattice.shifting(S, D, 13, 1).energy(u)
     rolled_back = np.stack([np.roll(energy[s, 0], -s) for s in range(S)])
     np.testing.assert_allclose(rolled_back, np.broadcast_to(rolled_back[0], (S, D)), rtol=1e-12)
+
+
+def test_degrees_of_freedom_are_the_entries_of_a_row():
+    """However large they are."""
+    W = np.array([[2.5, 1, 0, 1], [0, 1, 0, 0], [0, 0, 0.5, 1], [1, 0, 0, 1]])
+    np.testing.assert_array_equal(lattice.from_matrix(W, 2, 2).degrees_of_freedom, [[3, 1], [2, 2]])
 
 
 def test_own_graph_shares_both_ways_and_with_itself():
