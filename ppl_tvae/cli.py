@@ -5,7 +5,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,9 +26,9 @@ EXIT_DIVERGED, EXIT_INTERRUPTED = 3, 130
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 2 for bad input, 3 for a diverged run, 130 after Ctrl-C."""
     options = command_parser().parse_args(arguments)
-    _hear_sigterm()
     try:
-        _COMMANDS[options.command](options)
+        with _hearing_sigterm():
+            _COMMANDS[options.command](options)
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough. Python's own last flush must not complain about it either.
@@ -46,10 +47,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _hear_sigterm() -> None:
+@contextmanager
+def _hearing_sigterm() -> Iterator[None]:
     """What ends a job on a cluster ends it as Ctrl-C does. Processes of torchrun are ended by torchrun."""
-    if "RANK" not in os.environ and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)  # as in a shell's background
+    if ignored or "RANK" in os.environ or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
 
 
 def _told(what: Exception | str, code: int) -> int:

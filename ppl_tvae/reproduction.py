@@ -195,7 +195,7 @@ def _numbers(run: Run, experiment: Reproduction, count: int, device: str, quiet:
 def _evaluated(run: Run, asked: Mapping[str, Any]) -> dict[str, float]:
     """Estimates of the present parameters, by column."""
     records = run.present_evaluations()
-    return {estimate_name(r): r["value"] for r in records if asked.items() <= r.items() and "guide_name" not in r}
+    return {estimate_name(r): r["value"] for r in records if asked.items() <= r.items()}
 
 
 def _diagnosed(run: Run, asked: Mapping[str, Any]) -> dict[str, float]:
