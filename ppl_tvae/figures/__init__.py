@@ -67,10 +67,10 @@ FIGURES: dict[str, Figure] = {
     "energies": Figure(
         "energies.png",
         draw_energies,
-        "Which (time, position) cells are active together, one colour scale for all. Above: the overlap of their "
-        "neighbourhoods, which is the correlation of the energies W u² under the prior. Below: of the guide's draws "
-        "for test sequences, the energies and |t|. Where these repeat W, they show W; what departs from it comes from "
-        "the data.",
+        "Which cells are active together, by time and position or on a torus by row and column. Above: the overlap of "
+        "their neighbourhoods, which is the correlation of the energies W u² under the prior. Below: of the guide's "
+        "draws for test sequences, the energies and |t|. Where these repeat W, they show W; what departs from it comes "
+        "from the data.",
         has_lattice,
     ),
     "torus_images": Figure(

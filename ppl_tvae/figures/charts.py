@@ -22,7 +22,8 @@ def training_curves(rows_by_run: Mapping[str, Sequence[Mapping[str, float]]]) ->
         trained = [row for row in rows if row["step"] > 0]
         losses = [(row["step"], -row["loss"]) for row in trained if "loss" in row]
         held_out = [(row["step"], row["elbo_per_frame"]) for row in trained if "elbo_per_frame" in row]
-        axes.plot(*_columns(losses), color=colour, linewidth=0.8, alpha=0.6, label=f"{name}, training bound")
+        line = {"linewidth": 0.8, "alpha": 0.6, "marker": "." if len(losses) == 1 else None}  # one has no line
+        axes.plot(*_columns(losses), color=colour, label=f"{name}, training bound", **line)
         axes.plot(*_columns(held_out), color=colour, marker="o", linewidth=1.6, label=f"{name}, held-out ELBO")
     axes.set_xlabel("training step")
     axes.set_ylabel("nats per frame (up is better)")

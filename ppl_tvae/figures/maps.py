@@ -48,6 +48,13 @@ def _offset_map(axes: Any, values: np.ndarray, axes_names: tuple[str, str]) -> N
     axes.set_xlabel(f"{axes_names[1]}, offset", fontsize=8)
     axes.set_ylabel(f"{axes_names[0]}, offset", fontsize=8)
     axes.tick_params(labelsize=8)
+    _whole_ticks(axes)
+
+
+def _whole_ticks(axes: Any) -> None:
+    """Cells are counted: none is half way between two."""
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.get_major_locator().set_params(integer=True)
 
 
 def image_map(images: np.ndarray, grid: tuple[int, int], title: str) -> bytes:
@@ -93,3 +100,4 @@ def _torus_axes(axes: Any, title: str) -> None:
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("column of the torus (circular)")
     axes.set_ylabel("row of the torus (circular)")
+    _whole_ticks(axes)
