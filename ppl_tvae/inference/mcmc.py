@@ -34,7 +34,7 @@ def check_mcmc(settings: MCMC) -> None:
     if settings.kernel not in KERNELS:
         raise unknown_name("kernel of MCMC", settings.kernel, KERNELS)
     for name in ("num_warmup", "num_draws", "num_chains", "max_tree_depth"):
-        check_count(f"{name} of MCMC", getattr(settings, name))
+        check_count(name, getattr(settings, name))
     if not (0 < settings.trajectory_length < math.inf and 0 < settings.target_acceptance < 1):
         raise UserError("expected a positive trajectory_length and a target_acceptance between 0 and 1, found others")
 
