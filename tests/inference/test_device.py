@@ -16,6 +16,7 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.evaluation import evaluate
 from ppl_tvae.inference.numpyro import device as jax_device
 from ppl_tvae.inference.pyro import device as torch_device
+from ppl_tvae.inference.pyro import onednn
 from ppl_tvae.runs import Run
 from ppl_tvae.seeds import train_seeds
 from ppl_tvae.training import resume, train
@@ -202,3 +203,54 @@ def test_a_run_on_a_gpu_learns_goes_on_and_is_evaluated(backend, tmp_path):
     for device in ("cuda", "cpu"):  # of other draws in Pyro
         (elbo,) = (r for r in evaluate(run, particles=(64,), device=device, quiet=True) if r["estimator"] == "elbo")
         assert abs(elbo["value"] - last) < 5 * elbo["standard_error"] + 0.5
+
+
+needs_onednn = pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="torch has no oneDNN here")
+
+
+def layers_and_gradients(precision, batch):
+    """What a linear layer, a product of transposed matrices and torch.func.vmap give, and gradients through them."""
+    generator = torch.Generator().manual_seed(0)
+    x, weight, bias = (
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(precision).requires_grad_()
+        for shape in ((batch, 9, 200), (150, 200), (150,))
+    )
+    layer = torch.nn.functional.linear(x, weight, bias)
+    across = layer.reshape(-1, 150).t() @ x.reshape(-1, 200)
+    mapped = torch.func.vmap(lambda own: torch.addmm(bias, own, weight.t(), beta=0.5, alpha=2.0))(x)
+    total = layer.square().sum() + across.square().sum() + mapped.square().sum()
+    return [layer, across, mapped, *torch.autograd.grad(total, (x, weight, bias))]
+
+
+@needs_onednn
+@pytest.mark.parametrize("batch", [1, 40])
+def test_products_by_onednn_are_those_of_torch(batch):
+    """Of 1 sequence they are too small for it, of 40 they are not."""
+    exact = layers_and_gradients(torch.float64, batch)
+    before = layers_and_gradients(torch.float32, batch)
+    with onednn.by_onednn():
+        ours, again = layers_and_gradients(torch.float32, batch), layers_and_gradients(torch.float32, batch)
+        double = layers_and_gradients(torch.float64, batch)
+    after = layers_and_gradients(torch.float32, batch)
+    for true, mine, repeated, theirs, put_back, in_double in zip(
+        exact, ours, again, before, after, double, strict=True
+    ):
+        scale = true.abs().max()
+        assert (mine - true).abs().max() < 3e-6 * scale
+        assert (in_double - true).abs().max() < 1e-13 * scale
+        assert torch.equal(mine, repeated)
+        assert torch.equal(theirs, put_back)
+
+
+@needs_onednn
+def test_products_of_one_context_do_not_outlive_another(monkeypatch):
+    monkeypatch.setattr(torch_device, "onednn_is_faster", lambda: True)
+    a = torch.randn(200, 300, generator=torch.Generator().manual_seed(0))
+    plain = a @ a.t()
+    with torch_device.on_device("cpu", "float32"):
+        one = a @ a.t()
+        with torch_device.on_device("cpu", "float32"):
+            assert torch.equal(a @ a.t(), one)
+        assert torch.equal(a @ a.t(), one)
+    assert torch.equal(a @ a.t(), plain)
+    torch.testing.assert_close(one, plain, rtol=1e-5, atol=1e-4)
