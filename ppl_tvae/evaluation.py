@@ -56,8 +56,6 @@ class _Request(NamedTuple):
         check_count("max_sequences", self.max_sequences)
         check_annealing(self.annealing)
         if self.guide is not None:
-            if self.guide.name not in catalogue.AUTO_GUIDES:
-                raise unknown_name("automatic guide", self.guide.name, catalogue.AUTO_GUIDES)
             check_unamortised(self.guide)
             if other := [name for name in self.estimators if name not in _OF_WEIGHTS]:
                 raise UserError(

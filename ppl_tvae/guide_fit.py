@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from ppl_tvae import catalogue
 from ppl_tvae.data import SequenceData, parts
 from ppl_tvae.diagnostics.convergence import (
     BELIEVABLE,
@@ -15,7 +14,7 @@ from ppl_tvae.diagnostics.convergence import (
     convergence,
     guide_against_chains,
 )
-from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.errors import UserError
 from ppl_tvae.inference import bounds
 from ppl_tvae.inference.mcmc import MCMC, Chains, check_mcmc
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
@@ -39,8 +38,6 @@ def check_chains(settings: MCMC, num_sequences: int, num_in_tree: int) -> None:
 
 def check_gap(settings: Unamortised, num_sequences: int) -> None:
     """Raises UserError where a setting is out of range."""
-    if settings.name not in catalogue.AUTO_GUIDES:
-        raise unknown_name("automatic guide", settings.name, catalogue.AUTO_GUIDES)
     check_unamortised(settings)
     if num_sequences < 2:
         raise UserError(f"expected at least 2 sequences for the error of a gap, found {num_sequences}")

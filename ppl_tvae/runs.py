@@ -96,7 +96,7 @@ class Run:
 
     def save_checkpoint(self, checkpoint: Checkpoint) -> None:
         """Write a state; it and the one before it stay, all others go."""
-        metadata = {"progress": json.dumps({"step": checkpoint.step, **checkpoint.progress})}
+        metadata = {"progress": to_json({"step": checkpoint.step, **checkpoint.progress})}
         content = save_tensors(_contiguous(checkpoint.arrays), metadata=metadata)
         place = self.path / "state" / f"{checkpoint.step:09d}-{digest(content)}.safetensors"
         with writing_to(self.path):
@@ -302,7 +302,7 @@ def _read_checkpoint(path: Path) -> Checkpoint | None:
     content = read(path) or b""
     if path.stem.split("-")[1] != digest(content):
         return None
-    progress = json.loads(_metadata(content)["progress"])
+    progress = from_json(_metadata(content)["progress"])
     return Checkpoint(progress.pop("step"), load_tensors(content), progress)
 
 

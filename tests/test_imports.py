@@ -108,7 +108,7 @@ MAY_KNOW = {
     "errors": set(),
     "program": set(),
     "data": {"data", "errors"},
-    "inference": {"inference", "program", "errors"},
+    "inference": {"inference", "catalogue", "program", "errors"},
     "models": {"models", "program", "errors"},
     "catalogue": set(),
     "config": {"catalogue", "errors"},

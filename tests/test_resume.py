@@ -78,9 +78,8 @@ def test_killed_while_it_trains_and_resumed_equals_uninterrupted(backend, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("backend", "kind"), [("numpyro", signal.SIGINT), ("pyro", signal.SIGINT), ("pyro", signal.SIGTERM)]
-)
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_ctrl_c_keeps_the_last_step(backend, kind, tmp_path):
     code, told = ended_by(kind, backend, tmp_path)
     assert code == 130

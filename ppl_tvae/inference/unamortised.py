@@ -3,7 +3,8 @@
 import math
 from typing import Any, NamedTuple
 
-from ppl_tvae.errors import UserError, check_count
+from ppl_tvae.catalogue import AUTO_GUIDES
+from ppl_tvae.errors import UserError, check_count, unknown_name
 
 
 class Unamortised(NamedTuple):
@@ -23,7 +24,9 @@ class Unamortised(NamedTuple):
 
 
 def check_unamortised(settings: Unamortised) -> None:
-    """Raises UserError where a number is out of range."""
+    """Raises UserError for an unknown guide, or where a number is out of range."""
+    if settings.name not in AUTO_GUIDES:
+        raise unknown_name("automatic guide", settings.name, AUTO_GUIDES)
     check_count("steps of an automatic guide", settings.steps)
     if not 0 < settings.learning_rate < math.inf:
         raise UserError(f"expected a positive learning rate for an automatic guide, found {settings.learning_rate}")

@@ -1,5 +1,7 @@
 """Frames simulated from a model: draws of its joint distribution, also where frames depend on frames or are masked."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,9 +13,15 @@ import pytest
 import torch
 
 from ppl_tvae.assembly import assemble
+from ppl_tvae.data import Plan
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.numpyro import posterior as numpyro_posterior
+from ppl_tvae.inference.numpyro.device import on_device as on_jax
+from ppl_tvae.inference.numpyro.evaluator import Evaluator as NumpyroEvaluator
 from ppl_tvae.inference.pyro import posterior as pyro_posterior
+from ppl_tvae.inference.pyro.device import on_device as on_torch
+from ppl_tvae.inference.pyro.evaluator import Evaluator as PyroEvaluator
+from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.program import Program
 from tests.conftest import STANDARD_ERRORS
 from tests.small import FRAME, random_parameters, small_experiment
@@ -77,6 +85,30 @@ def test_a_model_that_looks_back_is_simulated_in_time(backend):
     np.testing.assert_allclose(np.mean(noise, axis=0), 0, atol=STANDARD_ERRORS / np.sqrt(len(x)))
     expected = -0.5 * (noise**2 + np.log(2 * np.pi)).sum(axis=1)
     np.testing.assert_allclose(np.asarray(drawn.log_likelihood), expected, rtol=1e-4, atol=1e-4)
+
+
+class Tables(NamedTuple):
+    frames: np.ndarray
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_sandwich_of_a_model_that_looks_back_brackets_its_evidence(backend):
+    """Frames are A (z + noise), so E[log p(x)] over the model's own is minus the entropy of a normal."""
+    count = 1000
+    plan = Plan(*(np.zeros(count, np.int32) for _ in Plan._fields))
+    tables, like = Tables(np.full((1, 3, 1, 1, 1), 50.0)), (lambda tables, plan: tables.frames[plan.image])
+    kind = {"numpyro": NumpyroEvaluator, "pyro": PyroEvaluator}[backend]
+    with on_jax("cpu", "float64"), on_torch("cpu", "float64"):
+        ready = kind(looking_at(backend, before), {}, like, tables, plan, "float64", 0)
+        lower, upper = ready.bracketed(plan, 0, Annealing("prior", num_temperatures=40), lambda _: None)
+    recurrence = np.linalg.inv(np.eye(3) - 0.5 * np.eye(3, k=-1))
+    covariance = recurrence @ (np.ones((3, 3)) + np.eye(3)) @ recurrence.T
+    truth = -0.5 * np.linalg.slogdet(2 * np.pi * np.e * covariance)[1]
+    low, high = lower.log_weights[0], upper.log_weights[0]
+    error = np.std([low, high], axis=1).max() / count**0.5
+    assert low.mean() < truth + STANDARD_ERRORS * error
+    assert high.mean() > truth - STANDARD_ERRORS * error
+    assert 0 < (high - low).mean() < 0.2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
