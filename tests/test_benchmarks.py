@@ -24,6 +24,7 @@ from benchmarks.setting import (
     RELEASED,
     RENDERING,
     UNRECORDED,
+    digit_sequences,
     latent_shape,
     layers,
     paper_experiment,
@@ -199,6 +200,12 @@ def test_released_code_takes_steps():
     ReleasedTrainer(model, images, 2).advance(2)
     moved = {name for name, value in model.state_dict().items() if (value != before[name]).any()}
     assert moved == before.keys() - {"sum_of_neighbours.weight"}
+
+
+def test_steps_on_a_cpu_need_no_graph_also_where_they_say_how_they_multiply():
+    with on_torch("cpu", "float32", "bfloat16"):
+        run = torch_contenders.contenders(digit_sequences(), 1)[PPL, True]
+        assert len(run(1)) == 1
 
 
 def test_paper_layers():

@@ -79,8 +79,8 @@ def products_in_bfloat16() -> str:
     if float((finer @ finer)[0, 0]) == 256:
         return "called one by one, with the operands of products in bfloat16"
     return (
-        "called one by one, with products in float32, no faster than float32: torch cannot use AMX here, and has no "
-        "products of bfloat16 on a CPU without it"
+        "called one by one, with products in float32, no faster than float32: torch cannot use AMX here, and rounds "
+        "no operands on a CPU without it"
     )
 
 
