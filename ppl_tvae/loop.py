@@ -57,16 +57,6 @@ class Loop:
         self.seconds_pending = checkpoint.progress["seconds_pending"]
         self.bar.update(self.step)
 
-    def run_to_end(self) -> None:
-        """Train until the last step, the end of patience, Ctrl-C or a loss that is not finite."""
-        with self.bar, self._interruptible():
-            while not self._finished():
-                self._chunk()
-                self._tell_execution()
-                if self.stop and not self._finished():
-                    self._save()
-                    raise Interrupted(_stopped(self))
-
     def _tell_execution(self) -> None:
         """Once, after the first chunk: only then is it known whether a GPU can take a program's steps as a graph."""
         if not self.told_execution and self.trainer.execution:
@@ -75,12 +65,6 @@ class Loop:
 
     def _finished(self) -> bool:
         return self.step >= self.run.experiment.steps or 0 < self.run.experiment.patience <= self.stale
-
-    def _chunk(self) -> None:
-        started = time.perf_counter()
-        plans, snapshot = self._plans(self._chunk_length()), self.trainer.snapshot()
-        losses = self.trainer.advance(plans)
-        self._account(losses, snapshot, time.perf_counter() - started)
 
     def _plans(self, num_steps: int) -> Plan:
         experiment = self.run.experiment
@@ -188,36 +172,40 @@ class Loop:
             signal.signal(signal.SIGINT, previous)
 
 
-def run_together(
-    loops: Sequence[Loop],
-    advance: Callable[[Sequence[Any], Sequence[Plan]], np.ndarray],
-    diverged: Sequence[str] = (),
-) -> None:
-    """Train runs that differ in their seed in lock-step: advance(trainers, plans) -> losses (runs, steps).
+# From trainers and their plans of a chunk of steps, one (steps, batch, ...) for each, to the losses of each, (steps,).
+Advance = Callable[[Sequence[Any], Sequence[Plan]], Sequence[np.ndarray]]
 
-    A run that diverges or loses its patience ends there, and the others go on. Ctrl-C ends all of them. Raises Diverged
-    at the end, and Interrupted, with a sentence for each run concerned. diverged: such sentences from before.
+
+def _one_by_one(trainers: Sequence[Any], plans: Sequence[Plan]) -> list[np.ndarray]:
+    return [trainer.advance(own) for trainer, own in zip(trainers, plans, strict=True)]
+
+
+def run_to_end(loops: Sequence[Loop], advance: Advance = _one_by_one, diverged: Sequence[str] = ()) -> None:
+    """Train one run, or several that differ in their seed in lock-step, until each has ended.
+
+    A run ends with its last step, with its patience, or where it diverges; others go on. Ctrl-C ends all of them.
+    Raises Diverged at the end, and Interrupted, with a sentence for each run concerned. diverged: such sentences from
+    before.
     """
     diverged = list(diverged)
-    if not loops:
-        raise Diverged("; ".join(diverged))
     with ExitStack() as context:
         for loop in loops:
             context.enter_context(loop.bar)
-        context.enter_context(loops[0]._interruptible())
+        for loop in loops[:1]:
+            context.enter_context(loop._interruptible())
         going = list(loops)
         while going := [loop for loop in going if not loop._finished()]:
             if loops[0].stop:
                 for loop in going:
                     loop._save()
                 raise Interrupted("; ".join([*map(_stopped, going), *diverged]))
-            going = _chunk_together(going, advance, diverged)
+            going = _chunk(going, advance, diverged)
             loops[0]._tell_execution()
     if diverged:
         raise Diverged("; ".join(diverged))
 
 
-def _chunk_together(loops: Sequence[Loop], advance: Callable[..., np.ndarray], diverged: list[str]) -> list[Loop]:
+def _chunk(loops: Sequence[Loop], advance: Advance, diverged: list[str]) -> list[Loop]:
     """The runs that have not diverged in a chunk of steps of all; what the others say is added to `diverged`."""
     started = time.perf_counter()
     num_steps = min(loop._chunk_length() for loop in loops)

@@ -11,7 +11,7 @@ from ppl_tvae.assembly import data_of, resolved_for
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import SequenceData
 from ppl_tvae.errors import Diverged, UserError
-from ppl_tvae.loop import Loop, run_together
+from ppl_tvae.loop import Loop, run_to_end
 from ppl_tvae.models.initial import shared_draws
 from ppl_tvae.runs import Run, check_new, create_run
 from ppl_tvae.trainers import first_plan, num_processes, optimization_of, trainer_of
@@ -79,7 +79,7 @@ def _all_at_once(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: boo
             claims.enter_context(run.in_training())
             loops.append(Loop(run, data, held_out, trainer, optimization, quiet or bool(loops)))
             loops[-1].begin(elbo)
-        run_together(loops, import_module("ppl_tvae.inference.numpyro.svi").advance_together, diverged)
+        run_to_end(loops, import_module("ppl_tvae.inference.numpyro.svi").advance_together, diverged)
     return [loop.run for loop in loops]
 
 

@@ -16,7 +16,7 @@ from ppl_tvae.assembly import data_of, naming_the_program, resolved_for
 from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.errors import Diverged, UserError
-from ppl_tvae.loop import Loop
+from ppl_tvae.loop import Loop, run_to_end
 from ppl_tvae.runs import Checkpoint, Run, check_new, create_run, open_run
 from ppl_tvae.trainers import optimization_of, trainer_of
 
@@ -39,7 +39,7 @@ def train(experiment: Experiment, out: Path | str, *, quiet: bool = False) -> Ru
         with run.in_training():
             loop = Loop(run, data, held_out, trainer, optimization_of(resolved), quiet)
             loop.begin(elbo)
-            loop.run_to_end()
+            run_to_end([loop])
     return run
 
 
@@ -76,7 +76,7 @@ def resume(
                 _check_fits(trainer.state(), checkpoint, run.path)
                 loop.take_up(checkpoint)
             run.save_config()
-            loop.run_to_end()
+            run_to_end([loop])
     return run
 
 

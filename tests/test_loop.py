@@ -10,7 +10,7 @@ import pytest
 from ppl_tvae import loop as loops
 from ppl_tvae.assembly import data_of
 from ppl_tvae.errors import Diverged, Interrupted
-from ppl_tvae.loop import Loop
+from ppl_tvae.loop import Loop, run_to_end
 from ppl_tvae.runs import create_run
 from ppl_tvae.trainers import optimization_of
 from ppl_tvae.training import held_out_plan
@@ -67,7 +67,7 @@ def scripted(tmp_path, monkeypatch):
 def test_rows_and_the_best_parameters(scripted):
     loop = scripted(Scripted(-3.0, -2.0, -4.0), schedule="cosine", learning_rate=0.5)
     loop.begin(-9.0)
-    loop.run_to_end()
+    run_to_end([loop])
     assert loop.run.parameters()["step"] == 20  # of the ELBO -2
     first, *rows = loop.run.metrics()
     assert first == {"step": 0, "elbo_per_frame": -9, "learning_rate": 0.5, "seconds": 0}
@@ -84,17 +84,17 @@ def test_rows_of_a_run_that_goes_on_are_those_of_one_that_was_not_interrupted(sc
     """Ctrl-C comes between two rows: what no row has yet is in the state."""
     straight = scripted(Scripted(-3.0, -2.0, -4.0), "straight")
     straight.begin(-9.0)
-    straight.run_to_end()
+    run_to_end([straight])
     loop = scripted(Scripted(-3.0, interrupted_at=13))
     loop.begin(-9.0)
     with pytest.raises(Interrupted, match="stopped at step 14"):
-        loop.run_to_end()
+        run_to_end([loop])
     state = loop.run.checkpoint()
     assert (state.step, state.progress["pending"]) == (14, [11, 12, 13, 14])
     going_on = scripted(Scripted(-2.0, -4.0), "other")
     going_on.run = loop.run
     going_on.take_up(state)
-    going_on.run_to_end()
+    run_to_end([going_on])
     assert loop.run.metrics() == straight.run.metrics()
     assert loop.run.checkpoint().progress == straight.run.checkpoint().progress
     assert loop.run.parameters()["step"] == 20
@@ -103,7 +103,7 @@ def test_rows_of_a_run_that_goes_on_are_those_of_one_that_was_not_interrupted(sc
 def test_patience_counts_from_the_last_best(scripted):
     loop = scripted(Scripted(-10.0, -4.0, -5.0, -6.0), patience=2, steps=100)
     loop.begin(-9.0)
-    loop.run_to_end()
+    run_to_end([loop])
     assert (loop.step, loop.best, loop.stale) == (40, -4.0, 2)
 
 
@@ -118,7 +118,7 @@ def test_what_diverged_is_named_and_the_state_is_of_before(elbos, losses, words,
     loop = scripted(Scripted(*elbos, losses=losses))
     loop.begin(-9.0)
     with pytest.raises(Diverged, match=words):
-        loop.run_to_end()
+        run_to_end([loop])
     state = loop.run.checkpoint()
     assert state.step == state.arrays["step"] == kept
     assert loop.run.parameters()["step"] == 10

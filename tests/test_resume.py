@@ -16,6 +16,7 @@ import pytest
 
 from ppl_tvae.assembly import data_of
 from ppl_tvae.config import Experiment
+from ppl_tvae.data import Plan
 from ppl_tvae.errors import Diverged, Interrupted, UserError
 from ppl_tvae.loop import Loop
 from ppl_tvae.runs import open_run
@@ -126,14 +127,14 @@ def test_schedule_and_warmup_outlive_a_resumption(tmp_path, monkeypatch):
         tmp_path, "pyro", schedule="cosine", warmup_steps=5, optimizer="sgd", clip_norm=5.0, steps=60
     )
     straight = train(experiment, tmp_path / "straight", quiet=True)
-    chunk, length = Loop._chunk, Loop._chunk_length
+    plans, length = Loop._plans, Loop._chunk_length
 
-    def interrupted_chunk(loop: Loop) -> None:
+    def interrupted(loop: Loop, num_steps: int) -> Plan:
         if loop.step >= 25:
             signal.raise_signal(signal.SIGINT)
-        chunk(loop)
+        return plans(loop, num_steps)
 
-    monkeypatch.setattr(Loop, "_chunk", interrupted_chunk)
+    monkeypatch.setattr(Loop, "_plans", interrupted)
     monkeypatch.setattr(Loop, "_chunk_length", lambda loop: min(7, length(loop)))  # however fast the machine is
     with pytest.raises(Interrupted):
         train(experiment, tmp_path / "resumed", quiet=True)
@@ -300,15 +301,15 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(backend,
 def test_a_parameter_that_is_not_finite_is_never_saved(tmp_path, monkeypatch):
     """The loss of the last step was finite, its gradient was not."""
     experiment: Experiment = small_training(tmp_path, "pyro")
-    chunk = Loop._chunk
+    plans = Loop._plans
 
-    def poisoned_chunk(loop: Loop) -> None:
+    def poisoned(loop: Loop, num_steps: int) -> Plan:
         if loop.step == 20:
             state = loop.trainer.state()
             loop.trainer.restore(state | {"parameter.mu": np.full_like(state["parameter.mu"], np.nan)})
-        chunk(loop)
+        return plans(loop, num_steps)
 
-    monkeypatch.setattr(Loop, "_chunk", poisoned_chunk)
+    monkeypatch.setattr(Loop, "_plans", poisoned)
     with pytest.raises(Diverged, match="a parameter after step 20 is not finite"):
         train(experiment, tmp_path / "run", quiet=True)
     assert open_run(tmp_path / "run").checkpoint().step == 20
