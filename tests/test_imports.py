@@ -52,11 +52,12 @@ def test_the_command_line_starts_without_numpy(code):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_whole_run_loads_one_backend(backend, tmp_path):
     run = tmp_path / "run"
+    # Figures first: where arviz-base has put JAX down to be loaded, matplotlib uses it, to see if arrays are JAX's.
     code = (
         "import sys; from ppl_tvae.cli import main\n"
         "assert main(sys.argv[1:]) == 0\n"
-        f"assert main(['evaluate', {str(run)!r}, '--particles=2', '--max-sequences=2']) == 0\n"
         f"assert main(['figures', {str(run)!r}]) == 0\n"
+        f"assert main(['evaluate', {str(run)!r}, '--particles=2', '--max-sequences=2']) == 0\n"
     )
     loaded = loaded_after(code, *small_arguments(tmp_path, backend, run, steps=2))
     assert backend in loaded
