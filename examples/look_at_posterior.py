@@ -3,9 +3,9 @@
     ppl-tvae diagnose runs/tvae --mcmc nuts
     python examples/look_at_posterior.py runs/tvae
 
-Prints a summary of a few cells of one capsule, and writes two pictures into the run's figures: a forest plot of them,
-and their rank plot. Where the file has chains of MCMC, ranks are those of the chains against each other: in the band
-where they have come together. Without MCMC they are those of the guide's one chain of independent draws.
+Prints a summary of a few cells of one capsule, and writes pictures into the run's figures: a forest plot of them and,
+where the file has chains of MCMC, their rank plot, which is in the band where the chains have come together. Without
+MCMC there is one chain of independent draws from the guide.
 """
 
 import argparse
@@ -25,7 +25,7 @@ _RANKS = {"figsize": (18, 4), "figsize_units": "inches"}  # room for the titles
 
 
 def look(run: ppl_tvae.Run, site: str, place: dict[str, int]) -> str:
-    """The summary, and the paths of the two pictures. Raises UserError."""
+    """The summary, and the paths of the pictures. Raises UserError."""
     path = run.path / "posterior.nc"
     if not path.exists():
         raise ppl_tvae.UserError(f"expected draws in '{path}', found no file; run ppl-tvae diagnose {run.path}")
@@ -36,12 +36,12 @@ def look(run: ppl_tvae.Run, site: str, place: dict[str, int]) -> str:
         raise ppl_tvae.UserError(f"expected a site of {known}, found '{site}'; name one of these")
     group = "posterior_mcmc" if "posterior_mcmc" in tree.children else "posterior"
     chosen = {"group": group, "var_names": [site], "coords": cells(tree[group][site], place)}
-    kinds = {"kind": "all" if tree[group].sizes["chain"] > 1 else "stats"}
-    drawn = {
-        "forest": arviz_plots.plot_forest(tree, backend="matplotlib", **chosen),
-        "ranks": arviz_plots.plot_rank(tree, backend="matplotlib", col_wrap=NUM_CELLS, figure_kwargs=_RANKS, **chosen),
-    }
-    lines = [f"{site} in {group}, {chosen['coords']}", summary(tree, **kinds, **chosen).to_string()]
+    several, drawing = tree[group].sizes["chain"] > 1, {"backend": "matplotlib", **chosen}
+    drawn = {"forest": arviz_plots.plot_forest(tree, **drawing)}
+    if several:
+        drawn["ranks"] = arviz_plots.plot_rank(tree, col_wrap=NUM_CELLS, figure_kwargs=_RANKS, **drawing)
+    table = summary(tree, kind="all" if several else "stats", round_to=3, **chosen)
+    lines = [f"{site} in {group}, {chosen['coords']}", table.to_string()]
     for name, plot in drawn.items():
         out = run.figure(f"{group}_{name}.png")
         plot.savefig(out, bbox_inches="tight")

@@ -169,7 +169,7 @@ def test_arviz_plots_draws_it_as_it_is(run, tmp_path, monkeypatch):
 
     tree = to_datatree(run, num_sequences=2, num_draws=30)
     place = {"var_names": ["u"], "coords": {"sequence": 0, "time": 0, "capsule": 0}}
-    for draw in (arviz_plots.plot_forest, arviz_plots.plot_rank):
+    for draw in (arviz_plots.plot_forest, arviz_plots.plot_dist):
         draw(tree, backend="matplotlib", **place).savefig(tmp_path / f"{draw.__name__}.png")
         assert (tmp_path / f"{draw.__name__}.png").stat().st_size > 1000
 

@@ -16,7 +16,8 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
 
     Below 0.5 the weights have a variance, below 0.7 the estimate is usable, above 1 they have no mean to estimate from
     so few draws. -inf where the largest weights are equal (a perfect guide), inf where they lie so far apart that all
-    but the first are zero as floating-point numbers, nan below 25 draws. Through arviz-stats.
+    but the first are zero as floating-point numbers, nan below 25 draws and where the largest is not finite. Through
+    arviz-stats.
     """
     from arviz_stats.base import array_stats
 
@@ -25,9 +26,11 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
     values = []
     tail = math.ceil(min(0.2 * len(log_weights), 3 * math.sqrt(len(log_weights))))  # what is fitted
     for of_sequence in np.asarray(log_weights, np.float64).T:
-        largest = np.sort(of_sequence)[-tail - 1 :]
-        with np.errstate(invalid="ignore"):  # of weights that are all zero, or not numbers
-            spread, of_tail = largest[-1] - largest[0], largest[-1] - largest[1]
+        largest = np.sort(of_sequence)[-tail - 1 :]  # one that is not a number is the last
+        if not np.isfinite(largest[-1]):
+            values.append(np.nan)
+            continue
+        spread, of_tail = largest[-1] - largest[0], largest[-1] - largest[1]
         if of_tail < 1e-9:  # nothing to fit
             values.append(-np.inf)
             continue
