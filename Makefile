@@ -4,7 +4,7 @@
 #                               PPL_TVAE_DATA=DIR adds those on the real data files there
 #   make lint, make types       ruff, mypy
 #   make bench                  training steps and importance weights beside the same model without a PPL, and how a step
-#                               grows with the sizes, in 8 to 9 minutes; the rows are in runs/bench/ too
+#                               grows with the sizes, in 5 to 9 minutes; the rows are in runs/bench/ too
 #   make gpu [JAX_CUDA=cuda12]  on a machine with a GPU: the tests that need one, steps per second,
 #                               and how long the paper's run of a model would take
 # torch: the constraints file pins a version that has a CPU build; pip takes it where an index offers it, e.g. with
