@@ -191,8 +191,8 @@ def run_to_end(loops: Sequence[Loop], advance: Advance = _one_by_one, diverged: 
     with ExitStack() as context:
         for loop in loops:
             context.enter_context(loop.bar)
-        for loop in loops[:1]:
-            context.enter_context(loop._interruptible())
+        if loops:  # none where all have diverged before
+            context.enter_context(loops[0]._interruptible())
         going = list(loops)
         while going := [loop for loop in going if not loop._finished()]:
             if loops[0].stop:

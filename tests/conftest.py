@@ -16,7 +16,7 @@ if os.environ.get("PPL_TVAE_GPU") != "1":
 # Tests of bits and of single operations are marked `machine_code` and run without it: they are about what users have.
 if os.environ.get("PPL_TVAE_QUICK_CODE") == "1":
     os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
-    if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones abort at the flag
+    if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # XLA of 0.11.2 and 0.12 aborts at the flag
         os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 # On a busy machine torch's threads wait for each other, and these small programs take ten times as long as with one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

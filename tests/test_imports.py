@@ -19,7 +19,7 @@ OTHER = {"numpyro": ("torch", "pyro"), "pyro": ("jax", "numpyro", "optax")}
 def loaded_after(code: str, *arguments: str) -> set[str]:
     """The modules that are loaded after some Python code has run in another process.
 
-    Those that a library has put down to be loaded when they are first used (arviz-base from 1.0 on) are not.
+    Those that a library has put down to be loaded when they are first used (as arviz-base 1.3 does) are not.
     """
     loaded = "(name for name, module in sys.modules.items() if type(module).__name__ != '_LazyModule')"
     listing = f"\nimport sys; print('modules:', *{loaded})"
