@@ -19,7 +19,9 @@ _OF_A_PROGRAM = (
     "mu_per", "epsilon", "precision",
 )  # fmt: skip
 # What may be another than the paper's; the table says so.
-_OF_A_REPRODUCTION = ("backend", "data", "data_dir", "likelihood", "steps", "device", "matmul")
+_OF_A_REPRODUCTION = (
+    "backend", "guide", "prior", "prior_z", "prior_u", "likelihood", "data", "data_dir", "steps", "device", "matmul",
+)  # fmt: skip
 _FITTED = ", ".join(catalogue.AUTO_GUIDES)
 
 

@@ -11,6 +11,10 @@ class UserError(ValueError):
     """Bad input from a user. The command line prints its sentence and exits with code 2; the API raises it."""
 
 
+class NoFrameScore(UserError):
+    """A program that has one score for a whole sequence and none for each frame, which `released-is` is made of."""
+
+
 def check_count(name: str, value: object, least: int = 1) -> None:
     """Raises UserError unless a value is a whole number of at least so much."""
     if not isinstance(value, Integral) or isinstance(value, bool):

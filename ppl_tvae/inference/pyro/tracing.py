@@ -17,7 +17,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
 
-from ppl_tvae.errors import UserError
+from ppl_tvae.errors import NoFrameScore, UserError
 from ppl_tvae.inference.description import masks
 from ppl_tvae.inference.sites import Site, changing_support, check_parameters, without_coordinates
 from ppl_tvae.program import PLATE, Program
@@ -263,20 +263,22 @@ def _random_sites(sites: Trace) -> dict[str, Site]:
 
 
 def frame_log_joint(sites: Trace) -> Tensor:
-    """The sum over all random sites, per frame: (batch, S), nats. Raises UserError where a site has other frames."""
+    """The sum over all random sites, per frame: (batch, S), nats. Raises NoFrameScore where a site has other frames."""
     scores = {name: log_prob_per_frame(site) for name, site in _random_sites(sites).items()}
     if len({score.shape[1] for score in scores.values()}) > 1:
         found = ", ".join(f"{score.shape[1]} in '{name}'" for name, score in scores.items())
-        raise UserError(f"expected every site to have the same number of frames for a score per frame, found {found}")
+        raise NoFrameScore(
+            f"expected every site to have the same number of frames for a score per frame, found {found}"
+        )
     return sum(scores.values(), start=torch.zeros(()))
 
 
 def log_prob_per_frame(site: Site) -> Tensor:
-    """log p(value) of a site whose event begins with time, per frame: (batch, S), nats. Raises UserError otherwise."""
+    """log p(value) of a site whose event begins with time, per frame: (batch, S), nats. Else NoFrameScore."""
     fn = site["fn"]
     masked = site["mask"] is not None and site["mask"] is not True
     if not isinstance(fn, Independent) or site["value"].ndim < 2 or masked:
-        raise UserError(
+        raise NoFrameScore(
             f"expected site '{site['name']}' to be independent over time for a score per frame, "
             f"found {type(fn).__name__}{' under a mask' if masked else ''}"
         )
