@@ -171,7 +171,8 @@ def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     newest, chosen = _condition(records[-1], run), dict[str, dict[str, Any]]()
     for record in records:
         name = _label(record)
-        if _condition(record, run) == newest and not (name in chosen and "stopped_before" in record):
+        whole = name in chosen and "stopped_before" not in chosen[name]
+        if _condition(record, run) == newest and not (whole and "stopped_before" in record):
             chosen[name] = record
     return newest, chosen
 

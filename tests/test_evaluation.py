@@ -251,9 +251,11 @@ def test_ctrl_c_ends_an_evaluation_and_keeps_what_is_done(runs, tmp_path, monkey
     found = [(record["estimator"], record["num_sequences"]) for record in run.evaluations()]
     assert found == [("elbo", 8), ("iwae", 8), ("log-evidence", 8)]
     assert {record["stopped_before"] for record in run.evaluations()} == {20}
-    before = {name: value for name, value in run.evaluations()[0].items() if name != "stopped_before"}
+    (stopped,) = [record for record in run.evaluations() if record["estimator"] == "elbo"]
+    run.add_evaluation(stopped | {"num_sequences": 16})
+    assert ppl_tvae.compare(run).estimates["run"]["elbo"].num_sequences == 16  # the newer of two that were stopped
     run.add_evaluation(whole)
-    run.add_evaluation(before | {"stopped_before": 20, "seed": 5})
+    run.add_evaluation(stopped | {"seed": 5})
     assert ppl_tvae.compare(run).estimates["run"]["elbo"].num_sequences == 9
     assert cli.main(["evaluate", str(run.path), "--max-sequences", "20"]) == cli.EXIT_INTERRUPTED
 
@@ -354,6 +356,10 @@ def test_khat_and_its_verdict():
     assert np.isnan(reliability.khat(np.full((100, 1), -np.inf))).all()
     rounded = np.repeat([[-29000.002], [-29000.0]], [20, 80], axis=0)  # of a perfect guide, in float32
     assert (reliability.khat(rounded) == -np.inf).all()
+    # a few larger weights, and all others equal: those few are the estimate, or hardly matter
+    for count, size, expected in ((1, 8.0, np.inf), (3, 8.0, np.inf), (8, 8.0, np.inf), (8, 0.1, -np.inf)):
+        tied = np.where(np.arange(200)[:, None] < count, size, np.zeros((200, 2)))
+        assert (reliability.khat(tied) == expected).all()
     with_nan = rng.standard_normal((50, 4))
     with_nan[3, 0] = np.nan
     assert "no k-hat for 25% of sequences" in reliability.verdict(reliability.khat(with_nan), sizes, 50)

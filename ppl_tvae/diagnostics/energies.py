@@ -33,6 +33,7 @@ def cell_correlation(values: Any) -> Any:
             f"expected values (sequence, time, capsule, position) of 2 or more, found {tuple(values.shape)}"
         )
     xp = array_namespace(values)
+    values = values - values[:1, ...]  # so that a cell that never varies is zero, and not what its mean is rounded by
     deviations = xp.moveaxis(values - xp.mean(values, axis=0), 2, 1)
     rows = xp.reshape(deviations, (-1, values.shape[1] * values.shape[3]))
     return _scaled(xp.matrix_transpose(rows) @ rows)

@@ -74,7 +74,7 @@ def estimated_offsets(capsules: Any, first: Any, other: Any) -> Any:
     """By how many positions each capsule has rolled between two times: (B, C) whole numbers in 0..D-1.
 
     first, other: (B,) times in 0..S-1, whole numbers. The argmax over k of the periodic cross-correlation
-    sum_d first[d - k] other[d], the smallest k of equal ones. A capsule that is constant at either time has no
+    sum_d first[d - k] other[d], the smallest k of those that are equal as rounded. One that is constant at either time has no
     direction and estimates 0. Raises UserError also for values that are not finite, for which there is no argmax.
     """
     _check_capsules(capsules)

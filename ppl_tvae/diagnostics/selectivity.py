@@ -32,10 +32,13 @@ def class_selectivity(activations: Any, labels: Any, num_classes: int) -> Any:
     counts = xp.sum(own, axis=1)
     if bool(xp.any((counts == 0) | (counts == labels.shape[0]))):
         raise UserError(f"expected images of two or more classes and of each of the {num_classes}, found otherwise")
+    activations = activations - activations[:1, :]  # one that answers alike to all is zero, whatever rounds its mean
     mean, variance = _moments(activations, own)
     mean_others, variance_others = _moments(activations, 1 - own)
     spread = xp.sqrt((variance + variance_others) / 2)
-    difference, still = mean - mean_others, spread == 0
+    # of two ways to answer, each in a class of its own, rounding of the means is all the spread there is
+    rounding = labels.shape[0] * xp.finfo(activations.dtype).eps * xp.max(xp.abs(activations), axis=0)
+    difference, still = mean - mean_others, spread <= rounding
     endless = xp.full_like(difference, xp.inf)
     without_fail = xp.where(difference == 0, difference, xp.where(difference > 0, endless, -endless))
     return xp.where(still, without_fail, difference / xp.where(still, 1.0, spread))

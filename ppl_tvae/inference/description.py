@@ -47,12 +47,13 @@ def has_inexact_kl(distribution: Any) -> bool:
     """Whether what the hosts have for a KL divergence from or to it may be another number.
 
     Of Kumaraswamy NumPyro has the first terms of a series, whose rest can be nats; of folded distributions Pyro has the
-    divergence before folding; of masked ones both have that under both masks.
+    divergence before folding; of masked ones both have that under both masks. Of a continuous Bernoulli from a uniform
+    distribution torch says infinity.
     """
     names = {type(distribution).__name__}
     while (distribution := getattr(distribution, "base_dist", None)) is not None:
         names.add(type(distribution).__name__)
-    return not names.isdisjoint({"Kumaraswamy", "FoldedDistribution", "MaskedDistribution"})
+    return not names.isdisjoint({"ContinuousBernoulli", "FoldedDistribution", "Kumaraswamy", "MaskedDistribution"})
 
 
 def log_density_name(part: str) -> str:

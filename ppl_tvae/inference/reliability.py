@@ -5,6 +5,8 @@ import warnings
 
 import numpy as np
 
+from ppl_tvae.inference.bounds import effective_sample_size
+
 # Vehtari, Simpson, Gelman, Yao & Gabry 2024 (JMLR 25), section 3.2.4: above 0.7 no practical number of draws suffices.
 KHAT_LIMIT = 0.7
 FEWEST_DRAWS = 25
@@ -16,8 +18,9 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
 
     Below 0.5 the weights have a variance, below 0.7 the estimate is usable, above 1 they have no mean to estimate from
     so few draws. -inf where the largest weights are equal (a perfect guide), inf where they lie so far apart that all
-    but the first are zero as floating-point numbers, nan below 25 draws and where the largest is not finite. Through
-    arviz-stats.
+    but the first are zero as floating-point numbers, nan below 25 draws and where the largest is not finite. Where most
+    are equal and a few are larger there is no tail to fit: then inf if those few carry the estimate (fewer effective
+    draws than a fit would take), else -inf. Through arviz-stats.
     """
     from arviz_stats.base import array_stats
 
@@ -37,6 +40,10 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
         # The fit would see zeros alone, and call it good.
         if spread > _UNDERFLOW:
             values.append(np.inf)
+            continue
+        # It divides by the lower quartile of what lies above the cut, and would call a zero good too.
+        if largest[int(tail / 4 + 0.5)] - largest[0] < 1e-9:
+            values.append(np.inf if effective_sample_size(of_sequence) < tail else -np.inf)
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its advice on large k-hats is what the caller asks for as a number

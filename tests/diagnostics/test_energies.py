@@ -47,6 +47,17 @@ def test_levels_of_capsules_and_constant_cells_do_not_correlate():
 
 
 @pytest.mark.parametrize("make", LIBRARIES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("number", [7, 11, 100, 200])
+def test_cells_that_never_vary_correlate_with_none(number, dtype, make):
+    """Whatever their values: the mean of 0.1, seven times, is not 0.1 as floating-point numbers."""
+    values = np.random.default_rng(4).normal(size=(number, 1, 2, 4)).astype(dtype)
+    values[..., 1], values[..., 3] = 0.1, 30.3
+    found = np.asarray(cell_correlation(make(values)))
+    np.testing.assert_array_equal(found[[1, 3]], np.eye(4)[[1, 3]])
+
+
+@pytest.mark.parametrize("make", LIBRARIES)
 def test_offsets_by_loops(make):
     matrix = np.random.default_rng(3).normal(size=(6, 6))
     found = by_offset(make(matrix), 2, 3)

@@ -38,6 +38,20 @@ def test_a_position_that_never_fails_has_no_limit():
     np.testing.assert_array_equal(found, [[np.inf, 0, 0], [-np.inf, 0, 0]])
 
 
+@pytest.mark.parametrize("make", LIBRARIES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("number", [7, 11, 100, 1000])
+def test_rounding_is_no_preference(number, dtype, make):
+    """Constants whose means are not exact; and two answers, 0.1 to one class and 30.3 to the others."""
+    labels = np.arange(number) % 3
+    activations = np.stack([np.full(number, 0.1), np.full(number, 30.3), np.where(labels == 0, 0.1, 30.3)], axis=1)
+    found = np.asarray(class_selectivity(make(activations.astype(dtype)), make(labels), 3))
+    np.testing.assert_array_equal(found[:, :2], 0)
+    assert found[0, 2] == -np.inf
+    assert (found[1:, 2] > 0).all()
+    assert np.isfinite(found[1:, 2]).all()
+
+
 def test_normals_a_known_distance_apart():
     rng = np.random.default_rng(1)
     labels = np.repeat([0, 1], 10_000)

@@ -51,6 +51,15 @@ def draw_log_weights(backend, programs, parameters, frames, num_particles, seed=
 
 def bracket(backend, programs, parameters, frames, annealing, seed=0, latents=None):
     """Forward and, with exact posterior draws, backward log weights, (chains, batch) each."""
+    path, forward, backward = walked(backend, programs, parameters, frames, annealing, seed, latents)
+    # Chains that went on adapting would leave no f_beta alone, by so little that no estimate here would show it.
+    np.testing.assert_array_equal(forward.step_sizes, path.step_sizes)
+    if backward is not None:
+        np.testing.assert_array_equal(backward.step_sizes, path.step_sizes[::-1])
+    return forward, backward
+
+
+def walked(backend, programs, parameters, frames, annealing, seed, latents):
     if backend == "numpyro":
         with on_jax("cpu", "float64"):
             frames = jnp.asarray(frames)
@@ -59,8 +68,7 @@ def bracket(backend, programs, parameters, frames, annealing, seed=0, latents=No
             path = annealer.pilot(keys[0], frames)
             forward = annealer.forward(keys[1], frames, path)
             given = None if latents is None else jax.tree.map(jnp.asarray, latents)
-            backward = None if latents is None else annealer.backward(keys[2], frames, given, path)
-            return forward, backward
+            return path, forward, None if latents is None else annealer.backward(keys[2], frames, given, path)
     with on_torch("cpu", "float64"):
         torch.manual_seed(seed)
         parameters = {name: torch.tensor(value) for name, value in parameters.items()}
@@ -69,7 +77,7 @@ def bracket(backend, programs, parameters, frames, annealing, seed=0, latents=No
         path = annealer.pilot(frames)
         forward = annealer.forward(frames, path)
         given = None if latents is None else {name: torch.tensor(value) for name, value in latents.items()}
-        return forward, None if latents is None else annealer.backward(frames, given, path)
+        return path, forward, None if latents is None else annealer.backward(frames, given, path)
 
 
 @pytest.fixture(scope="module")

@@ -604,11 +604,16 @@ def divergences(backend):
         pairs["kumaraswamy"] = [dist.Kumaraswamy(2 * one, 2 * one), dist.Beta(2 * one, 2 * one)]
     else:
         pairs["folded"] = [dist.FoldedDistribution(dist.Normal(s * one, one)) for s in (1, -1)]
+        pairs["continuous Bernoulli"] = [dist.ContinuousBernoulli(logits=one), dist.Uniform(0 * one, one)]
     return {name: [each.to_event(len(each.batch_shape)) for each in pair] for name, pair in pairs.items()}
 
 
 @pytest.mark.parametrize(
-    ("backend", "name"), [(b, n) for b in BACKENDS for n in ("masked", {"numpyro": "kumaraswamy", "pyro": "folded"}[b])]
+    ("backend", "name"),
+    [
+        *[("numpyro", name) for name in ("masked", "kumaraswamy")],
+        *[("pyro", name) for name in ("masked", "folded", "continuous Bernoulli")],
+    ],
 )
 def test_divergences_that_a_host_has_wrong_are_sampled(backend, name):
     """The ELBO of one draw is then its log weight."""
@@ -630,6 +635,30 @@ def test_divergences_that_a_host_has_wrong_are_sampled(backend, name):
         traces = pyro_tracing.program_traces(Program(part(p), part(q)), torch.tensor(frames))
         elbo, log_joint = pyro_elbo, pyro_tracing.log_joint
     np.testing.assert_allclose(elbo(*traces), log_joint(traces[1]) - log_joint(traces[0]), rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["iwae", "iwae-dreg", "renyi"])
+def test_weights_of_zero_take_nothing_from_a_bound(name, backend):
+    """Draws outside of the prior's support: of all weights p(x) / q(z) or zero; the mean is p(x)."""
+    host, _, dist = HOSTS[backend]
+
+    def model(frames):
+        with host.plate("sequences", frames.shape[0]):
+            z = host.sample("z", dist.Uniform(-1.0, 1.0, **unchecked))
+            host.sample("x", dist.Normal(0.0 * z, 1.0), obs=frames[:, 0, 0, 0, 0])
+
+    def guide(frames):
+        with host.plate("sequences", frames.shape[0]):
+            host.sample("z", dist.Normal(host.param("loc"), 0.6))
+
+    unchecked = {"validate_args": False} if backend == "pyro" else {}
+    objective, frames = FOUR_PARTICLES[name]._replace(num_particles=64, alpha=0.0), np.zeros((40, 1, 1, 1, 1))
+    values, gradient = MEASURED[backend](objective, Program(model, guide), {"loc": np.asarray(0.0)}, frames)
+    assert np.isfinite(values).all()
+    assert np.isfinite(gradient["loc"]).all()
+    ratio = np.exp(values + 0.5 * np.log(2 * np.pi))
+    assert abs(ratio.mean() - 1) < STANDARD_ERRORS * ratio.std() / np.sqrt(40)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

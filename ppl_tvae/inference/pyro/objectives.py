@@ -98,7 +98,7 @@ def iwae_dreg(objective: Objective, program: Program, frames: Tensor, step: Any,
     log_w = log_joint(model_trace).reshape(log_q.shape) - log_q
     weights = torch.softmax(log_w.detach(), dim=0)
     weight_of |= {name: beside(model_trace.nodes[name], weights.reshape(-1)) for name in given}
-    surrogate = torch.sum(weights * log_w, dim=0)
+    surrogate = torch.sum(torch.where(weights > 0, weights * log_w, 0.0), dim=0)  # where 0 times -inf would be nan
     return log_mean_exp(log_w.detach()) + (surrogate - surrogate.detach())
 
 
