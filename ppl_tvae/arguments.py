@@ -70,7 +70,7 @@ def _evaluate(command: argparse.ArgumentParser) -> None:
     command.add_argument("--particles", type=_list_of(int), metavar="K,...", help=text)
     command.add_argument("--guide", metavar="NAME", help=f"fitted to each sequence, not the run's own: {_FITTED}")
     command.add_argument("--guide-steps", type=_whole, metavar="N", help="of Adam, to fit it to one sequence (500)")
-    command.add_argument("--guide-learning-rate", type=float, metavar="X", help="of Adam, at the start (0.01)")
+    command.add_argument("--guide-learning-rate", type=float, metavar="X", help="of Adam, at the start (0.1)")
     command.add_argument("--start", help="ais, sandwich: where chains begin, prior or guide (guide)")
     command.add_argument(
         "--temperatures", dest="num_temperatures", type=_whole, metavar="T", help="of ais, sandwich (200)"
@@ -116,7 +116,7 @@ def _diagnose(command: argparse.ArgumentParser) -> None:
     command.add_argument("--gap", metavar="NAME", help=f"amortisation gap to a fitted guide; slow (none): {_FITTED}")
     command.add_argument("--gap-sequences", type=_whole, metavar="N", help="the first N (8)")
     command.add_argument("--gap-steps", type=_whole, metavar="N", help="of Adam, to fit it to one sequence (500)")
-    command.add_argument("--gap-learning-rate", type=float, metavar="X", help="of Adam, at the start (0.01)")
+    command.add_argument("--gap-learning-rate", type=float, metavar="X", help="of Adam, at the start (0.1)")
     command.add_argument("--split", default="test", help="train, validation or test (test)")
     _add_transforms(command)
     command.add_argument("--seed", type=_whole, default=0, help="seed of the draws")

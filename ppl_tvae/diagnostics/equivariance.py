@@ -74,8 +74,9 @@ def estimated_offsets(capsules: Any, first: Any, other: Any) -> Any:
     """By how many positions each capsule has rolled between two times: (B, C) whole numbers in 0..D-1.
 
     first, other: (B,) times in 0..S-1, whole numbers. The argmax over k of the periodic cross-correlation
-    sum_d first[d - k] other[d], the smallest k of those that are equal as rounded. One that is constant at either time has no
-    direction and estimates 0. Raises UserError also for values that are not finite, for which there is no argmax.
+    sum_d first[d - k] other[d], the smallest k of those that are equal as rounded. A capsule that is constant at either
+    time has no direction and estimates 0. Raises UserError also for values that are not finite, for which there is no
+    argmax.
     """
     _check_capsules(capsules)
     batch, num_timesteps, _, capsule_dim = capsules.shape

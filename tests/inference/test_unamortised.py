@@ -17,6 +17,7 @@ from ppl_tvae.inference.numpyro.unamortised import unamortised_log_weights as nu
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.pyro.unamortised import unamortised_log_weights as pyro_log_weights
 from ppl_tvae.inference.unamortised import Unamortised
+from ppl_tvae.program import Program
 from ppl_tvae.runs import open_run
 from tests.inference import linear_gaussian
 from tests.small_runs import BACKENDS, small_training
@@ -25,14 +26,18 @@ COUNT = 2000
 
 
 def weights_of(backend, settings, parameters, frames, *plate_size, count=COUNT):
+    host = {"numpyro": (numpyro, jnp.exp, numpyro_dist), "pyro": (pyro, torch.exp, pyro_dist)}[backend]
+    program = linear_gaussian.program(*host, *plate_size)
+    return weights_of_program(backend, program, settings, parameters, frames, count)
+
+
+def weights_of_program(backend, program, settings, parameters, frames, count):
     if backend == "numpyro":
         with on_jax("cpu", "float64"):
-            program = linear_gaussian.program(numpyro, jnp.exp, numpyro_dist, *plate_size)
             arguments = jax.tree.map(jnp.asarray, parameters), jax.random.key(1), jnp.asarray(frames)
             return np.asarray(numpyro_log_weights(program, *arguments, count, settings))
     with on_torch("cpu", "float64"):
         torch.manual_seed(1)
-        program = linear_gaussian.program(pyro, torch.exp, pyro_dist, *plate_size)
         values = {name: torch.tensor(value) for name, value in parameters.items()}
         return pyro_log_weights(program, values, torch.tensor(frames), count, settings).numpy()
 
@@ -57,6 +62,28 @@ def test_fitted_guides_have_the_divergence_of_the_best_of_their_family(name, bac
     best = divergence_of_the_best_diagonal_normal(parameters) if name == "auto-normal" else 0.0
     assert best == 0 or best > 0.1
     np.testing.assert_allclose(gap, best, atol=0.04)  # what is left of Adam's noise, and 2000 draws
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["auto-normal", "auto-low-rank"])
+def test_a_fit_by_default_reaches_latents_that_are_not_used(name, backend):
+    """Twenty standard normal latents, of which the frame sees one: their posterior is a diagonal normal."""
+    host, dist = {"numpyro": (numpyro, numpyro_dist), "pyro": (pyro, pyro_dist)}[backend]
+
+    def model(frames):
+        with host.plate("sequences", frames.shape[0]):
+            z = host.sample("z", dist.Normal(0.0, 1.0).expand((20,)).to_event(1))
+            host.sample("x", dist.Normal(z[..., 0], 0.5), obs=frames[:, 0, 0, 0, 0])
+
+    def guide(frames):
+        with host.plate("sequences", frames.shape[0]):
+            host.sample("z", dist.Normal(0.0, 1.0).expand((20,)).to_event(1))
+
+    frames = np.full((1, 1, 1, 1, 1), 0.7)
+    log_weights = weights_of_program(backend, Program(model, guide), Unamortised(name), {}, frames, 500)
+    truth = -0.5 * np.log(2 * np.pi * 1.25) - 0.5 * 0.7**2 / 1.25
+    assert log_weights.shape == (500, 1)
+    assert abs(log_weights.mean() - truth) < 0.02 * 20  # of each latent a hundredth of a nat, and Adam's noise
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
