@@ -174,6 +174,12 @@ def load_program(path: Path) -> Program:
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
+    except ModuleNotFoundError as error:
+        del sys.modules[spec.name]
+        raise UserError(
+            f"expected the modules that the program '{path}' imports to be installed, and none to lie beside it, found "
+            f"no module '{error.name}'; install it, or put what it has into the program"
+        ) from error
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         raise UserError(

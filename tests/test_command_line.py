@@ -162,6 +162,7 @@ PROGRAMS = {
     "no guide": ("def model(frames): pass", "found no guide"),
     "syntax": ("def model(", "SyntaxError at line 1, 'def model(': '(' was never closed; mend"),
     "exits": ("import sys\nsys.exit(0)", "needs no file beside it, found that running it raises SystemExit at line 2"),
+    "imports": ("import flux_capacitor", "none to lie beside it, found no module 'flux_capacitor'; install it, or put"),
     "says nothing": (
         "def model(frames):\n    assert False\nguide = model",
         "found AssertionError at line 2, 'assert False'; mend",
@@ -169,9 +170,22 @@ PROGRAMS = {
     "breaks": ("def model(frames):\n    return frames.nothing\nguide = model", "has no attribute 'nothing'"),
     "no plate": (
         "import pyro, pyro.distributions as d\n"
-        "def guide(frames): pyro.param('p', frames.mean())\n"
-        "def model(frames): pyro.sample('x', d.Normal(0., 1.).expand(frames.shape), obs=frames)\n",
+        "def guide(frames): pyro.sample('z', d.Normal(pyro.param('p', frames.mean()), 1.))\n"
+        "def model(frames):\n"
+        "    pyro.sample('z', d.Normal(0., 1.))\n"
+        "    pyro.sample('x', d.Normal(0., 1.).expand(frames.shape), obs=frames)\n",
         "the plate 'sequences'",
+    ),
+    "no parameters": (
+        "import pyro, pyro.distributions as d\n"
+        "def guide(frames):\n"
+        "    with pyro.plate('sequences', len(frames)):\n"
+        "        pyro.sample('z', d.Normal(0., 1.))\n"
+        "def model(frames):\n"
+        "    with pyro.plate('sequences', len(frames)):\n"
+        "        z = pyro.sample('z', d.Normal(0., 1.)).reshape(-1, 1, 1, 1, 1)\n"
+        "        pyro.sample('x', d.Bernoulli(logits=z).expand(frames.shape).to_event(4), obs=frames)\n",
+        "expected a program with parameters",
     ),
 }
 

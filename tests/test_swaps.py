@@ -42,6 +42,19 @@ def test_annealing_starts_from_any_guide(guide, backend, tmp_path):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("prior", ["mixture", "vamp"])
+def test_annealing_and_automatic_guides_move_within_mixtures(prior, backend, tmp_path):
+    """Of which torch has no unconstrained coordinates by itself."""
+    run = train(small_training(tmp_path, backend, prior=prior), tmp_path / "run", quiet=True)
+    settings = Annealing(num_temperatures=4, num_leapfrog_steps=2)
+    records = evaluate(run, estimators=("ais",), annealing=settings, max_sequences=2, quiet=True)
+    records += evaluate(
+        run, guide=Unamortised("auto-normal", steps=3), estimators="elbo", particles=2, max_sequences=1, quiet=True
+    )
+    assert np.isfinite([record["value"] for record in records]).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_annealing_and_automatic_guides_refuse_the_sphere(backend, tmp_path):
     run = train(small_training(tmp_path, backend, prior_u="hyperspherical"), tmp_path / "run", quiet=True)
     with pytest.raises(UserError, match="found site 'u' with the support"):

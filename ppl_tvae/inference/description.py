@@ -30,9 +30,14 @@ def site_row(
 
 def distribution_name(distribution: Any) -> str:
     """The name of its class, without the wrappers that only say which dimensions are an event."""
+    return type(unwrapped(distribution)).__name__
+
+
+def unwrapped(distribution: Any) -> Any:
+    """A distribution without the wrappers that only say which dimensions are an event, and which entries count."""
     while type(distribution).__name__ in _WRAPPERS:
         distribution = distribution.base_dist
-    return type(distribution).__name__
+    return distribution
 
 
 def masks(distribution: Any) -> Iterator[tuple[Any, int]]:
@@ -50,10 +55,15 @@ def has_inexact_kl(distribution: Any) -> bool:
     divergence before folding; of masked ones both have that under both masks. Of a continuous Bernoulli from a uniform
     distribution torch says infinity.
     """
-    names = {type(distribution).__name__}
-    while (distribution := getattr(distribution, "base_dist", None)) is not None:
-        names.add(type(distribution).__name__)
-    return not names.isdisjoint({"ContinuousBernoulli", "FoldedDistribution", "Kumaraswamy", "MaskedDistribution"})
+    names = {"ContinuousBernoulli", "FoldedDistribution", "Kumaraswamy", "MaskedDistribution"}
+    return not names.isdisjoint(_layers(distribution))
+
+
+def _layers(distribution: Any) -> Iterator[str]:
+    """The names of a distribution's class and of those that it is made from, one in the other."""
+    while distribution is not None:
+        yield type(distribution).__name__
+        distribution = getattr(distribution, "base_dist", None)
 
 
 def log_density_name(part: str) -> str:
@@ -63,7 +73,13 @@ def log_density_name(part: str) -> str:
 
 def check_site_names(names: Iterable[str]) -> None:
     """Raises UserError where a site could not stand beside the dimensions of its draws in a tree (`diagnostics`)."""
-    if taken := sorted(set(names) & TREE_NAMES):
+    names = set(names)
+    if apart := sorted(name for name in names if "/" in name):
+        raise UserError(
+            f"expected no '/' in the names of sites, which parts the groups of a tree of draws, found '{apart[0]}'; "
+            f"rename the site"
+        )
+    if taken := sorted(names & TREE_NAMES):
         raise UserError(
             f"expected sites by other names than the dimensions and coordinates of their draws "
             f"({', '.join(sorted(TREE_NAMES))}), found '{taken[0]}'; rename the site"
@@ -76,6 +92,15 @@ def check_is_no_factor(part: str, site: str, distribution: Any) -> None:
         raise UserError(
             f"expected distributions at the sites of the {part}, found the factor '{site}', with which log p(x) is "
             f"that of no model; write what it stands for as a distribution"
+        )
+
+
+def check_is_no_point(part: str, site: str, distribution: Any) -> None:
+    """Raises UserError for a point mass: its log-probability is of another kind than a log density, and no bound."""
+    if "Delta" in _layers(distribution):
+        raise UserError(
+            f"expected distributions with a density at the sites of the {part}, found the point mass Delta at "
+            f"'{site}', whose log-probability is no log density; make it a narrow Normal, or a deterministic site"
         )
 
 

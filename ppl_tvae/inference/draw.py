@@ -5,16 +5,18 @@ from typing import Any, NamedTuple
 
 from ppl_tvae.errors import UserError
 
+DRAWS_OF_A_MEAN = 64  # where a host has no mean of a likelihood: an eighth of a pixel's deviation is left in pictures
+
 
 class Draw(NamedTuple):
     """One draw for each sequence of a batch.
 
     sites: values of the latents and of what the model computes from them (its deterministic sites, where their first
-    dimension is the batch), by name, each (batch, ...). mean: E[x | latents], and frames: x ~ p(x | latents), shaped as
-    the frames; pixels that a mask leaves out of the likelihood are as they were given. log_likelihood: log p(x |
-    latents) at the observed frames, and log_weights: log p(x, latents) - log q(latents | x), (batch,), nats per
-    sequence. log_prior: log p(latent) of each latent by name, given those before it, (batch,), nats. A draw from the
-    prior has no weights, and the log-likelihood of its own frames.
+    dimension is the batch), by name, each (batch, ...). mean: E[x | latents], of `DRAWS_OF_A_MEAN` draws where the host
+    has none, and frames: x ~ p(x | latents), shaped as the frames; pixels that a mask leaves out of the likelihood are
+    as they were given. log_likelihood: log p(x | latents) at the observed frames, and log_weights: log p(x, latents) -
+    log q(latents | x), (batch,), nats per sequence. log_prior: log p(latent) of each latent by name, given those before
+    it, (batch,), nats. A draw from the prior has no weights, and the log-likelihood of its own frames.
     """
 
     sites: dict[str, Any]

@@ -15,6 +15,9 @@ from ppl_tvae.program import OBSERVED, PLATE
 
 Site = dict[str, Any]
 
+_ON_THE_WHOLE_LINE = {"Normal", "Laplace", "StudentT", "Cauchy", "Logistic", "MultivariateNormal"}
+_ON_THE_WHOLE_LINE |= {"LowRankMultivariateNormal", "DiagonalNormalMixture"}
+
 
 def plate_axis(site: Site) -> int:
     """The axis of the sequences in the value of a site within their plate, counted from the last."""
@@ -106,7 +109,11 @@ def check_observed(
 
 
 def check_latents(guided: Mapping[str, Site], modelled: Mapping[str, Site]) -> None:
-    """Raises UserError where the latents of guide and model are not the same by name and shape."""
+    """Raises UserError where the latents of guide and model are not the same by name and shape, or there are none."""
+    if not modelled:
+        raise UserError(
+            "expected a model with latents to infer, found none: its log p(x) is what it computes itself; add a latent"
+        )
     for name in modelled.keys() - guided.keys():
         others = guided.keys() - modelled.keys()
         instead = f", or rename its site '{min(others)}', which the model has not" if others else ""
@@ -154,6 +161,18 @@ def check_axis(part: str, name: str, site: Site) -> None:
         )
 
 
+def check_masks(name: str, guided: Any, modelled: Any) -> None:
+    """Raises UserError where a mask takes a latent out of one density and not of the other, which leaves no bound.
+
+    guided, modelled: which entries of the site's value are counted in guide and model.
+    """
+    if not bool((guided == modelled).all()):
+        raise UserError(
+            f"expected the entries of site '{name}' masked alike in model and guide, found some that count in one of "
+            f"log p(x, z) and log q(z | x) alone; put the same mask into both"
+        )
+
+
 def check_cover(name: str, guided: Site, modelled: Site) -> None:
     """A guide that cannot reach what the prior draws has no bound: its weights never see that part."""
     if not _is_within(guided["fn"].support, modelled["value"]):
@@ -163,12 +182,42 @@ def check_cover(name: str, guided: Site, modelled: Site) -> None:
         )
 
 
-def check_within(name: str, modelled: Site) -> None:
-    """modelled: the model's site at a draw from the guide. Where the prior has no mass the ELBO is minus infinity."""
-    if not _is_within(modelled["fn"].support, modelled["value"]):
+def check_within(name: str, guided: Site, modelled: Site) -> None:
+    """modelled: the model's site at a draw from the guide. Where the prior has no mass the ELBO is minus infinity.
+
+    A guide on the whole line draws everywhere, if seldom: far numbers stand for that. Of other guides only the draw
+    speaks, since the hosts call the support of some the line where it is not, as after an affine transform.
+    """
+    support, value = modelled["fn"].support, modelled["value"]
+    everywhere = distribution_name(guided["fn"]) in _ON_THE_WHOLE_LINE
+    tried = [value, *(value * 0 + number for number in (-9876.5, -54.3, 54.3, 9876.5) if everywhere)]
+    if not all(_is_within(support, each) for each in tried):
         raise UserError(
             f"expected the guide's draws of site '{name}' within the support of its prior, "
-            f"{modelled['fn'].support}, found some outside; choose a guide with the model's support"
+            f"{support}, found {guided['fn'].support}; choose a guide with the model's support"
+        )
+
+
+def check_shapes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
+    """Raises UserError where a parameter has another shape with another number of sequences: shapes by name."""
+    for name, shape in before.items():
+        if after.get(name) != shape:
+            raise UserError(
+                f"expected parameters of the same shapes whatever the number of sequences, found '{name}' of shape "
+                f"{shape} and, with twice as many, {after.get(name)}; compute what differs by sequence from its frames"
+            )
+
+
+def check_unseen(before: Any, after: Any) -> None:
+    """Raises UserError where the density of a pixel hangs on that pixel: it would be told what it has to predict.
+
+    before, after: log-densities of the pixel's own value, beside frames as they are and frames with another pixel.
+    """
+    if not bool(((after == before) | (abs(after - before) <= 1e-5 * (1 + abs(before)))).all()):
+        raise UserError(
+            f'expected the distribution of a pixel at site "{OBSERVED}" not to depend on that pixel of the frames, '
+            f"found that it does, with which log p(x) is that of no model; give it what comes before alone, shifted "
+            f"by a frame"
         )
 
 

@@ -12,6 +12,7 @@ import torch
 from ppl_tvae.assembly import assemble
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.numpyro.checks import check_program as check_numpyro
+from ppl_tvae.inference.numpyro.tracing import parameters_of
 from ppl_tvae.inference.pyro.checks import check_program as check_pyro
 from ppl_tvae.program import Program
 from tests.small import EVERY_PROGRAM, FRAME, small_experiment
@@ -27,8 +28,23 @@ def program(host, mistake=None):
     def normal(scale=1.0, size=2):
         return dist.Normal(xp.zeros(size), scale * xp.ones(size)).to_event(0 if mistake == "event" else 1)
 
-    def positive():
-        return dist.LogNormal(xp.zeros(2), xp.ones(2)).to_event(1)
+    def prior():
+        if mistake == "within":
+            return dist.LogNormal(xp.zeros(2), xp.ones(2)).to_event(1)
+        if mistake == "wider":  # than which the guide seldom draws
+            return dist.Uniform(-9.0 * xp.ones(2), 9.0 * xp.ones(2)).to_event(1)
+        return dist.Normal(xp.zeros(2), xp.ones(2)).mask(mistake != "unmasked").to_event(1) if masked else normal()
+
+    def posterior(scale, frames):
+        if mistake == "point":
+            return dist.Delta(xp.zeros(2) + ppl.param("z.loc", xp.zeros(2))).to_event(1)
+        if mistake == "early":
+            scale = scale + frames[:1].mean()
+        if masked:
+            return dist.Normal(xp.zeros(2), scale * xp.ones(2)).mask(mistake == "unmasked").to_event(1)
+        return normal(size=3) if mistake == "sizes" else normal(scale)
+
+    masked = mistake in ("masked", "unmasked")
 
     def noise(size):
         return jax.random.normal(numpyro.prng_key(), (size,)) if host == "numpyro" else torch.randn(size)
@@ -48,10 +64,12 @@ def program(host, mistake=None):
             ppl.sample("theta", dist.Normal(xp.zeros(()), 1.0))
         if mistake == "clash":
             ppl.param("weight", xp.zeros(2))
+        if mistake == "batched":
+            ppl.param("offset", xp.zeros(frames.shape[0]))
         if mistake == "borrowed":
             ppl.param("z", xp.zeros(2))
         with ppl.plate("batch" if mistake == "plate" else "sequences", frames.shape[0]):
-            z = ppl.sample("z", positive() if mistake == "within" else normal())
+            z = ppl.sample("z", prior())
             if mistake == "twice":
                 ppl.sample("z", normal())
             if mistake == "unguided":
@@ -59,9 +77,15 @@ def program(host, mistake=None):
             if mistake == "factor":
                 ppl.factor("f", -z.sum(-1))
             further_sites()
+            if mistake == "parted":
+                ppl.sample("a/b", normal())
             z = z - z.mean(0) if mistake == "centred" else z
+            z = z.cumsum(0) if mistake == "summed" else z
+            z = z + xp.arange(frames.shape[0])[:, None] if mistake == "placed" else z
             z = z + noise(2) if mistake == "chance" else z
             loc = xp.zeros(SHAPE[1:]) + z.mean(-1).reshape(-1, 1, 1, 1, 1)
+            loc = loc + frames[:1] if mistake == "template" else loc
+            loc = loc + frames if mistake == "peeking" else loc
             loc = loc[:, :1, :1] if mistake == "shape" else loc
             loc = loc + 1e30 if mistake == "finite" else loc
             if mistake == "namesake":
@@ -83,7 +107,9 @@ def program(host, mistake=None):
             further_sites()
             scale = 0.5 + abs(noise(2)) if mistake == "dropout" else 0.5
             scale = scale + frames.mean() if mistake == "pooled" else scale
-            ppl.sample("Z" if mistake == "misspelt" else "z", normal(size=3) if mistake == "sizes" else normal(scale))
+            ppl.sample("Z" if mistake == "misspelt" else "z", posterior(scale, frames))
+            if mistake == "parted":
+                ppl.sample("a/b", normal())
             if mistake == "unmodelled":
                 ppl.sample("v", normal())
             if mistake == "told":
@@ -133,6 +159,17 @@ MISTAKES = {
     "borrowed": "a name of its own for each site and parameter.* found.*z",
     "cover": "cover the prior of site 'z'",
     "within": "guide's draws of site 'z' within the support of its prior",
+    "wider": "guide's draws of site 'z' within the support of its prior",
+    "point": "with a density at the sites of the guide, found the point mass Delta at 'z'",
+    "masked": "entries of site 'z' masked alike in model and guide",
+    "unmasked": "entries of site 'z' masked alike in model and guide",
+    "summed": r"log p\(x, z\) of a sequence to depend on no other sequence of its batch",
+    "placed": r"log p\(x, z\) of a sequence to depend on no other sequence of its batch",
+    "template": r"log p\(x, z\) of a sequence to depend on no other sequence of its batch.* for the last one",
+    "early": r"log q\(z \| x\) of a sequence to depend on no other sequence of its batch.* for the last one",
+    "peeking": 'the distribution of a pixel at site "x" not to depend on that pixel',
+    "parted": "no '/' in the names of sites.*found 'a/b'",
+    "batched": r"the same shapes whatever the number of sequences, found 'offset' of shape \(3,\) and.* \(6,\)",
     "scaled": "no scale at site 'x' of the model but that of the plate 'sequences', found 0.5",
 }
 
@@ -150,6 +187,40 @@ def test_a_mistake_is_named_in_one_sentence(host, mistake):
     with pytest.raises(UserError, match=MISTAKES[mistake]) as raised:
         check(program(host, mistake), frames, "bernoulli" if mistake == "called" else "")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_model_without_latents_is_refused(host):
+    ppl, dist, xp, check = HOSTS[host]
+
+    def model(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            ppl.sample("x", dist.Normal(xp.zeros(SHAPE[1:]), 1.0).to_event(4), obs=frames)
+
+    with pytest.raises(UserError, match="a model with latents to infer, found none"):
+        check(Program(model, lambda frames: None), xp.full(SHAPE, 0.3))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_masks_that_are_alike_and_frames_that_look_back_pass(host):
+    """A pixel may depend on any other that comes before it, in time or in its frame."""
+    ppl, dist, xp, check = HOSTS[host]
+
+    def latent():
+        return dist.Normal(xp.zeros(2), 0.5).mask(xp.asarray([True, False])).to_event(1)
+
+    def model(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            z = ppl.sample("z", latent())
+            before = frames.reshape(len(frames), -1).cumsum(-1).reshape(frames.shape) - frames
+            loc = before + z.mean(-1).reshape(-1, 1, 1, 1, 1)
+            ppl.sample("x", dist.Normal(loc, 1.0).to_event(4), obs=frames)
+
+    def guide(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            ppl.sample("z", latent())
+
+    check(Program(model, guide), xp.linspace(0.1, 0.9, 24).reshape(SHAPE))
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -227,6 +298,21 @@ def test_a_parameter_that_two_parts_of_the_guide_share_is_no_chance(host):
             ppl.sample("z", dist.Normal(shared() + 2 * shared(), xp.ones(2)).to_event(1))
 
     check(Program(program(host).model, guide), xp.full(SHAPE, 0.3))
+
+
+def test_a_parameter_may_begin_as_a_number_of_python():
+    ppl, dist, xp, check = HOSTS["numpyro"]
+
+    def model(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            scale = ppl.param("scale", 2.0, constraint=dist.constraints.positive)
+            z = ppl.sample("z", dist.Normal(xp.zeros(2), scale).to_event(1))
+            loc = z.mean(-1).reshape(-1, 1, 1, 1, 1) + xp.zeros(SHAPE[1:])
+            ppl.sample("x", dist.Normal(loc, 1.0).to_event(4), obs=frames)
+
+    frames, values = xp.full(SHAPE, 0.3), {"scale": xp.asarray(3.0)}
+    check(Program(model, program("numpyro").guide), frames)
+    assert parameters_of(Program(model, program("numpyro").guide), values, frames) == values
 
 
 def test_what_no_gradient_and_no_compiler_can_pass_is_found_before_training():

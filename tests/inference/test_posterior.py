@@ -144,3 +144,41 @@ def test_what_a_mask_leaves_out_stays_as_it_was(backend, masked_by):
         kept = np.broadcast_to((np.arange(len(given)) % 2 == 0).reshape(-1, 1, 1, 1, 1), given.shape)
     drawn = simulated(backend, Program(model, model), given)
     np.testing.assert_array_equal(drawn.frames == given, kept)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_likelihood_without_a_mean_is_drawn_from(backend):
+    """Of a logit-normal no host has one: that of draws stands for it, here of x = sigmoid(z + noise)."""
+    host, dist, xp = HOSTS[backend]
+
+    def model(frames):
+        with host.plate("sequences", frames.shape[0]):
+            z = host.sample("z", dist.Normal(0.0, 1.0).expand((1, 1, 1, 1)).to_event(4))
+            logits = dist.Normal(z + xp.zeros_like(frames), 1.0)
+            pixels = dist.TransformedDistribution(logits, [dist.transforms.SigmoidTransform()])
+            host.sample("x", pixels.to_event(4), obs=frames)
+
+    drawn = simulated(backend, Program(model, model), np.full((500, 1, 2, 2, 1), 0.5))
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    expected = (weights / (1 + np.exp(-drawn.sites["z"] - nodes))).sum(axis=-1, keepdims=True) / weights.sum()
+    off = np.asarray(drawn.mean) - expected
+    assert abs(off).max() < 0.25  # of single pixels, whose deviation is at most a quarter: 64 draws
+    assert abs(off.mean()) < STANDARD_ERRORS * 0.25 / np.sqrt(64 * off.size)
+
+
+def test_pixels_in_plates_of_their_own_are_drawn():
+    """Of which the host's mask is a number without axes."""
+
+    def model(frames):
+        with pyro.plate("sequences", len(frames), dim=-5):
+            z = pyro.sample("z", pyro_dist.Normal(0.0, 1.0))
+            with (
+                pyro.plate("time", 3, dim=-4),
+                pyro.plate("row", 2, dim=-3),
+                pyro.plate("column", 2, dim=-2),
+                pyro.plate("channel", 1, dim=-1),
+            ):
+                pyro.sample("x", pyro_dist.Bernoulli(logits=z + torch.zeros_like(frames)), obs=frames)
+
+    drawn = simulated("pyro", Program(model, model), np.zeros((5, 3, 2, 2, 1)))
+    assert set(np.unique(drawn.frames)) == {0.0, 1.0}

@@ -9,16 +9,19 @@ import numpyro
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import (
     check_is_no_factor,
+    check_is_no_point,
     check_likelihood,
     check_observes_nothing_else,
     check_site_names,
     distribution_name,
     log_density_name,
     site_row,
+    unwrapped,
 )
 from ppl_tvae.inference.numpyro.tracing import (
     Trace,
     as_trace,
+    counted,
     deterministic_sites,
     flat_name,
     latent_sites,
@@ -35,15 +38,19 @@ from ppl_tvae.inference.sites import (
     check_cover,
     check_latents,
     check_log_prob,
+    check_masks,
     check_observed,
     check_own_names,
     check_reparameterised,
+    check_shapes,
+    check_unseen,
     check_within,
     plate_axis,
 )
 from ppl_tvae.program import OBSERVED, PLATE, Program
 
 _ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes
+_ROUNDING_BY_PLACE = 1e-4  # the same: a row of a product may be summed in another order than the next
 
 
 def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> None:
@@ -61,11 +68,14 @@ def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> 
     parameters = [_parameters(sites) for sites in (guide_trace, prior_trace)]
     model_trace = replayed(program.model, parameters[1], key_model, frames, guide_trace)
     for name, site in latent_sites(model_trace).items():
-        check_within(name, site)
+        check_within(name, guide_trace[name], site)
+        check_masks(name, counted(guide_trace[name]), counted(site))
     guide_trace = replayed(program.guide, parameters[0], key_guide, frames, guide_trace)
     _check_fixed(guide_trace, replayed(program.guide, parameters[0], key_again, frames, guide_trace))
     _check_apart("guide", program.guide, key_again, frames, guide_trace)
     _check_apart("model", program.model, key_again, frames, model_trace)
+    _check_unseen(program.model, key_model, frames, model_trace)
+    _check_sizes(program, key_again, frames, (guide_trace, prior_trace))
     _check_compiles(program, key_again, frames)
 
 
@@ -122,6 +132,7 @@ def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array, lik
     for part, sites in (("model", prior_trace), ("guide", guide_trace)):
         for name, site in (latent_sites(sites) | observed_sites(sites)).items():
             check_is_no_factor(part, name, site["fn"])
+            check_is_no_point(part, name, site["fn"])
             check_log_prob(part, name, log_prob(site), len(frames))
             check_axis(part, name, site)
             _check_scale(part, name, site, sites)
@@ -191,15 +202,60 @@ def _check_apart(part: str, function: Any, key: jax.Array, frames: jax.Array, si
     """What a sequence's log p(x, z) and log q(z | x) are must not depend on the others of its batch, nor on chance.
 
     sites: of the part, at draws from the guide, with another key. They are replaced by copies of the first one, whose
-    own must stay what it was.
+    own must stay what it was, and of the last one; and of copies each is as the others, wherever it stands.
     """
-    copies = jnp.zeros(len(frames), int)
-    latents = {name: jnp.take(site["value"], copies, plate_axis(site)) for name, site in latent_sites(sites).items()}
     among_others = log_joint(sites)
-    among_copies = log_joint(replayed(function, _parameters(sites), key, frames[copies], as_trace(latents)))
-    if not jnp.isclose(among_copies[0], among_others[0], rtol=_ROUNDING):
-        raise UserError(
-            f"expected {log_density_name(part)} of a sequence to depend on no other sequence of its batch, found "
-            f"{among_others[0]:.8g} for the first one among others and {among_copies[0]:.8g} among its own copies; "
-            f"mend the {part}: no operation in it may go across the sequences or draw outside of sites"
-        )
+    for own, place in ((0, "first"), (len(frames) - 1, "last")):
+        copies = jnp.full(len(frames), own)
+        latents = {
+            name: jnp.take(site["value"], copies, plate_axis(site)) for name, site in latent_sites(sites).items()
+        }
+        among_copies = log_joint(replayed(function, _parameters(sites), key, frames[copies], as_trace(latents)))
+        stays = jnp.isclose(among_copies[own], among_others[own], rtol=_ROUNDING)
+        if not stays or not jnp.allclose(among_copies, among_copies[own], rtol=_ROUNDING_BY_PLACE):
+            other = among_copies[jnp.argmax(jnp.abs(among_copies - among_others[own]))]
+            raise UserError(
+                f"expected {log_density_name(part)} of a sequence to depend on no other sequence of its batch, found "
+                f"{among_others[own]:.8g} for the {place} one among others and {other:.8g} among its own copies; "
+                f"mend the {part}: no operation in it may go across the sequences or draw outside of sites"
+            )
+
+
+def _check_unseen(model: Any, key: jax.Array, frames: jax.Array, sites: Trace) -> None:
+    """The distribution of a pixel must not depend on that pixel; on what comes before it may.
+
+    sites: of the model at draws from the guide.
+    """
+    discrete = sites[OBSERVED]["fn"].support.is_discrete
+    others = 1 - frames if discrete else jnp.where(frames < 0.5, 0.75, 0.25).astype(frames.dtype)
+    middle = (*(size // 2 for size in frames.shape[1:-1]), 0)  # of what may be a mask's channel the last is one
+    for pixel in (middle, tuple(size - 1 for size in frames.shape[1:])):
+        at: tuple[slice | int, ...] = (slice(None), *pixel)
+        changed = replayed(model, _parameters(sites), key, frames.at[at].set(others[at]), sites)
+        check_unseen(*(_of_pixel(each[OBSERVED], frames, at) for each in (sites, changed)))
+
+
+def _of_pixel(site: Site, frames: jax.Array, at: tuple[slice | int, ...]) -> jax.Array:
+    """Log-density of a pixel's value in frames, or of the pixels that it has one with; 0 where a mask leaves it out."""
+    density = unwrapped(site["fn"]).log_prob(frames)
+    counts = jnp.all(counted(site), axis=tuple(range(density.ndim, frames.ndim)))
+    return jnp.where(counts, density, 0.0)[at[: density.ndim]]
+
+
+def _check_sizes(program: Program, key: jax.Array, frames: jax.Array, parts: tuple[Trace, ...]) -> None:
+    """Batches have any number of sequences, and parameters one shape. parts: the traces of guide and model."""
+    twice = jnp.concatenate([frames, frames])
+    for function, sites in zip((program.guide, program.model), parts, strict=True):
+        found = dict[str, tuple[int, ...]]()
+
+        def look(frames: jax.Array, function: Any = function, found: dict[str, tuple[int, ...]] = found) -> None:
+            found.update(_shapes(traced(function, {}, key, frames)))
+
+        jax.eval_shape(look, twice)  # shapes only: nothing is computed
+        check_shapes(_shapes(sites), found)
+
+
+def _shapes(sites: Trace) -> dict[str, tuple[int, ...]]:
+    """The shapes of a part's parameters, by flat name."""
+    leaves = jax.tree_util.tree_flatten_with_path(_parameters(sites))[0]
+    return {flat_name(path): jnp.shape(leaf) for path, leaf in leaves}

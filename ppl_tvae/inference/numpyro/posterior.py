@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from numpyro.primitives import Messenger
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.draw import Draw, settled
+from ppl_tvae.inference.draw import DRAWS_OF_A_MEAN, Draw, settled
 from ppl_tvae.inference.numpyro.tracing import (
     Trace,
     deterministic_sites,
@@ -20,6 +20,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     program_traces,
     traced,
 )
+from ppl_tvae.inference.sites import Site
 from ppl_tvae.program import OBSERVED, Program
 
 Parameters = Mapping[str, jax.Array]
@@ -75,17 +76,26 @@ def decoding(program: Program, site: str) -> Callable[[Parameters, jax.Array, ja
                 f"expected a site '{site}' in the model, from which frames can be decoded, found none; register it "
                 f'with numpyro.deterministic("{site}", ...)'
             )
-        return sites[OBSERVED]["fn"].mean
+        return _mean(sites[OBSERVED], jax.random.fold_in(rng_key, 1))
 
     return decode
 
 
+def _mean(site: Site, rng_key: jax.Array) -> jax.Array:
+    """E[x | latents]; of a distribution of which the host has no mean, the average of draws."""
+    try:
+        return site["fn"].mean
+    except NotImplementedError:
+        return jnp.mean(site["fn"].sample(rng_key, (DRAWS_OF_A_MEAN,)), axis=0)
+
+
 def _draw(model_trace: Trace, computed: Sequence[str], rng_key: jax.Array) -> Draw:
     observed = model_trace[OBSERVED]
+    key_mean, key_frames = jax.random.fold_in(rng_key, 1), rng_key
     return Draw(
         {name: jnp.asarray(model_trace[name]["value"]) for name in (*latent_sites(model_trace), *computed)},
-        observed["fn"].mean,
-        draw_observed(observed, rng_key),
+        _mean(observed, key_mean),
+        draw_observed(observed, key_frames),
         log_prob(observed),
         None,
         {name: log_prob(site) for name, site in latent_sites(model_trace).items()},

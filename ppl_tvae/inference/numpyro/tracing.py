@@ -76,7 +76,7 @@ def parameters_of(program: Program, flat: Mapping[str, Any], frames: jax.Array) 
 
     jax.eval_shape(look, frames)  # shapes only: nothing is computed
     leaves, structure = jax.tree_util.tree_flatten_with_path(sites)
-    check_parameters({flat_name(path): leaf.shape for path, leaf in leaves}, flat)
+    check_parameters({flat_name(path): jnp.shape(leaf) for path, leaf in leaves}, flat)
     return jax.tree_util.tree_unflatten(structure, [flat[flat_name(path)] for path, _ in leaves])
 
 
@@ -170,10 +170,15 @@ def per_sequence(site: Site, values: jax.Array) -> jax.Array:
 def draw_observed(site: Site, rng_key: jax.Array) -> jax.Array:
     """A value for an observed site, as it is observed; what a mask leaves out of the likelihood stays as it is."""
     drawn = site["fn"].sample(rng_key).astype(site["value"].dtype)
-    counted = jnp.ones(drawn.shape, bool)
+    return jnp.where(counted(site), drawn, site["value"])
+
+
+def counted(site: Site) -> jax.Array:
+    """Which entries of a site's value count in its density: all that no mask leaves out."""
+    found = jnp.ones(jnp.shape(site["value"]), bool)
     for mask, event_dim in masks(site["fn"]):
-        counted &= jnp.reshape(mask, (*jnp.shape(mask), *(1,) * event_dim))
-    return jnp.where(counted, drawn, site["value"])
+        found &= jnp.reshape(mask, (*jnp.shape(mask), *(1,) * event_dim))
+    return found
 
 
 def log_prob(site: Site) -> jax.Array:

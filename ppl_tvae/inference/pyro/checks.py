@@ -10,16 +10,19 @@ from torch import Tensor
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.description import (
     check_is_no_factor,
+    check_is_no_point,
     check_likelihood,
     check_observes_nothing_else,
     check_site_names,
     distribution_name,
     log_density_name,
     site_row,
+    unwrapped,
 )
 from ppl_tvae.inference.pyro.tracing import (
     Trace,
     as_trace,
+    counted,
     deterministic_sites,
     flat_name,
     latent_sites,
@@ -35,15 +38,19 @@ from ppl_tvae.inference.sites import (
     check_cover,
     check_latents,
     check_log_prob,
+    check_masks,
     check_observed,
     check_own_names,
     check_reparameterised,
+    check_shapes,
+    check_unseen,
     check_within,
     plate_axis,
 )
 from ppl_tvae.program import OBSERVED, PLATE, Program
 
 _ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes
+_ROUNDING_BY_PLACE = 1e-4  # the same: a row of a product may be summed in another order than the next
 
 
 def check_program(program: Program, frames: Tensor, likelihood: str = "") -> None:
@@ -59,10 +66,13 @@ def check_program(program: Program, frames: Tensor, likelihood: str = "") -> Non
         _check_traces(guide_trace, prior_trace, frames, likelihood)
         model_trace = replayed(program.model, frames, guide_trace)
         for name, site in latent_sites(model_trace).items():
-            check_within(name, site)
+            check_within(name, guide_trace.nodes[name], site)
+            check_masks(name, counted(guide_trace.nodes[name]), counted(site))
         _check_fixed(guide_trace, replayed(program.guide, frames, guide_trace))
         _check_apart("guide", program.guide, frames, guide_trace)
         _check_apart("model", program.model, frames, model_trace)
+        _check_unseen(program.model, frames, model_trace)
+        _check_sizes(program, frames)
 
 
 def site_table(program: Program, frames: Tensor) -> list[dict[str, Any]]:
@@ -70,8 +80,10 @@ def site_table(program: Program, frames: Tensor) -> list[dict[str, Any]]:
     rows = []
     with pyro.get_param_store().scope(), torch.no_grad(), torch.random.fork_rng():
         for part, function in (("guide", program.guide), ("model", program.model)):
-            for name, site in traced(function, frames).nodes.items():
-                if site["type"] == "sample" and site["infer"].get("_deterministic"):
+            sites = traced(function, frames)
+            computed = deterministic_sites(sites)
+            for name, site in sites.nodes.items():
+                if name in computed:
                     rows.append(site_row(part, name, "deterministic", "", (), site["value"].shape))
                 elif site["type"] == "sample" and not site_is_subsample(site):
                     kind, fn = ("observed" if site["is_observed"] else "latent"), site["fn"]
@@ -111,6 +123,7 @@ def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: Tensor, likeli
     for part, sites in (("model", prior_trace), ("guide", guide_trace)):
         for name, site in (latent_sites(sites) | observed_sites(sites)).items():
             check_is_no_factor(part, name, site["fn"])
+            check_is_no_point(part, name, site["fn"])
             check_log_prob(part, name, log_prob(site), len(frames))
             check_axis(part, name, site)
             _check_scale(part, name, site)
@@ -182,15 +195,59 @@ def _check_apart(part: str, function: Any, frames: Tensor, sites: Trace) -> None
     """What a sequence's log p(x, z) and log q(z | x) are must not depend on the others of its batch, nor on chance.
 
     sites: of the part, at draws from the guide. They are replaced by copies of the first one, whose own must stay what
-    it was.
+    it was, and of the last one; and of copies each is as the others, wherever it stands.
     """
-    copies = torch.zeros(len(frames), dtype=torch.int64)
-    latents = {name: site["value"].index_select(plate_axis(site), copies) for name, site in latent_sites(sites).items()}
     among_others = log_joint(sites)
-    among_copies = log_joint(replayed(function, frames[copies], as_trace(latents)))
-    if not torch.isclose(among_copies[0], among_others[0], rtol=_ROUNDING):
-        raise UserError(
-            f"expected {log_density_name(part)} of a sequence to depend on no other sequence of its batch, found "
-            f"{among_others[0]:.8g} for the first one among others and {among_copies[0]:.8g} among its own copies; "
-            f"mend the {part}: no operation in it may go across the sequences or draw outside of sites"
-        )
+    for own, place in ((0, "first"), (len(frames) - 1, "last")):
+        copies = torch.full((len(frames),), own)
+        latents = {
+            name: site["value"].index_select(plate_axis(site), copies) for name, site in latent_sites(sites).items()
+        }
+        among_copies = log_joint(replayed(function, frames[copies], as_trace(latents)))
+        stays = torch.isclose(among_copies[own], among_others[own], rtol=_ROUNDING)
+        if not stays or not torch.allclose(among_copies, among_copies[own], rtol=_ROUNDING_BY_PLACE):
+            other = among_copies[torch.argmax(torch.abs(among_copies - among_others[own]))]
+            raise UserError(
+                f"expected {log_density_name(part)} of a sequence to depend on no other sequence of its batch, found "
+                f"{among_others[own]:.8g} for the {place} one among others and {other:.8g} among its own copies; "
+                f"mend the {part}: no operation in it may go across the sequences or draw outside of sites"
+            )
+
+
+def _check_unseen(model: Any, frames: Tensor, sites: Trace) -> None:
+    """The distribution of a pixel must not depend on that pixel; on what comes before it may.
+
+    sites: of the model at draws from the guide.
+    """
+    discrete = sites.nodes[OBSERVED]["fn"].support.is_discrete
+    others = 1 - frames if discrete else torch.where(frames < 0.5, 0.75, 0.25).to(frames.dtype)
+    middle = (*(size // 2 for size in frames.shape[1:-1]), 0)  # of what may be a mask's channel the last is one
+    for pixel in (middle, tuple(size - 1 for size in frames.shape[1:])):
+        at: tuple[slice | int, ...] = (slice(None), *pixel)
+        with_other = frames.clone()
+        with_other[at] = others[at]
+        changed = replayed(model, with_other, sites)
+        check_unseen(*(_of_pixel(each.nodes[OBSERVED], frames, at) for each in (sites, changed)))
+
+
+def _of_pixel(site: Site, frames: Tensor, at: tuple[slice | int, ...]) -> Tensor:
+    """Log-density of a pixel's value in frames, or of the pixels that it has one with; 0 where a mask leaves it out."""
+    density = unwrapped(site["fn"]).log_prob(frames)
+    counts = counted(site)
+    if density.ndim < frames.ndim:
+        counts = counts.flatten(density.ndim).all(dim=-1)
+    return torch.where(counts, density, 0.0)[at[: density.ndim]]
+
+
+def _check_sizes(program: Program, frames: Tensor) -> None:
+    """Batches have any number of sequences, and parameters one shape."""
+    before = _shapes()
+    with pyro.get_param_store().scope():
+        for function in (program.guide, program.model):
+            traced(function, torch.cat([frames, frames]))
+        check_shapes(before, _shapes())
+
+
+def _shapes() -> dict[str, tuple[int, ...]]:
+    """The shapes of the parameters in the host's store, by flat name."""
+    return {flat_name(name): tuple(value.shape) for name, value in pyro.get_param_store().items()}

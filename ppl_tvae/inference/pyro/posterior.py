@@ -9,7 +9,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.draw import Draw, settled
+from ppl_tvae.inference.draw import DRAWS_OF_A_MEAN, Draw, settled
 from ppl_tvae.inference.pyro.tracing import (
     Trace,
     deterministic_sites,
@@ -21,6 +21,7 @@ from ppl_tvae.inference.pyro.tracing import (
     program_traces,
     traced,
 )
+from ppl_tvae.inference.sites import Site
 from ppl_tvae.program import OBSERVED, Program
 
 Parameters = Mapping[str, Tensor]
@@ -78,16 +79,24 @@ def decoding(program: Program, site: str) -> Callable[[Parameters, Tensor, Tenso
                 f"expected a site '{site}' in the model, from which frames can be decoded, found none; register it "
                 f'with pyro.deterministic("{site}", ...)'
             )
-        return sites.nodes[OBSERVED]["fn"].mean
+        return _mean(sites.nodes[OBSERVED])
 
     return decode
+
+
+def _mean(site: Site) -> Tensor:
+    """E[x | latents]; of a distribution of which the host has no mean, the average of draws."""
+    try:
+        return site["fn"].mean
+    except NotImplementedError:
+        return torch.mean(site["fn"].sample((DRAWS_OF_A_MEAN,)), dim=0)
 
 
 def _draw(model_trace: Trace, computed: Sequence[str]) -> Draw:
     observed = model_trace.nodes[OBSERVED]
     return Draw(
         {name: model_trace.nodes[name]["value"] for name in (*latent_sites(model_trace), *computed)},
-        observed["fn"].mean,
+        _mean(observed),
         draw_observed(observed),
         log_prob(observed),
         None,

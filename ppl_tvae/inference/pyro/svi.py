@@ -70,6 +70,11 @@ class Trainer:
             program_traces(program, frames)
             self._vectorised = is_vectorised(objective, program, frames)
         self._unconstrained = list(self._store["params"].values())
+        if not self._unconstrained:
+            raise UserError(
+                "expected a program with parameters, without which torch's optimisers do not begin, found none; make "
+                "one of its numbers a pyro.param"
+            )
         self._optimization = optimization
         self._on_gpu, self._products = frames.is_cuda, products_in_bfloat16()
         self._optimizer = _optimizer(optimization, self._unconstrained, self._on_gpu)

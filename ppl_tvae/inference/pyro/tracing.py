@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
 
 from ppl_tvae.errors import NoFrameScore, UserError
-from ppl_tvae.inference.description import masks
+from ppl_tvae.inference.description import distribution_name, masks
 from ppl_tvae.inference.sites import Site, changing_support, check_parameters, without_coordinates
 from ppl_tvae.program import PLATE, Program
 
@@ -118,11 +118,16 @@ def observed_sites(sites: Trace) -> dict[str, Site]:
 
 def deterministic_sites(sites: Trace) -> dict[str, Site]:
     """What the model computes and names, which Pyro records as sample sites."""
-    return {
-        name: site
-        for name, site in sites.nodes.items()
-        if site["type"] == "sample" and site["infer"].get("_deterministic")
-    }
+    return {name: site for name, site in sites.nodes.items() if site["type"] == "sample" and _is_computed(site)}
+
+
+def _is_computed(site: Site) -> bool:
+    """Whether a sample site is a value that the model computes: so `pyro.deterministic` records it.
+
+    The host's reparameterisers do likewise, and mark it less.
+    """
+    of_no_density = site["is_observed"] and getattr(site["fn"], "_mask", None) is False
+    return bool(site["infer"].get("_deterministic")) or (of_no_density and distribution_name(site["fn"]) == "Delta")
 
 
 def computed_sites(program: Program, frames: Tensor) -> tuple[str, ...]:
@@ -136,6 +141,12 @@ def computed_sites(program: Program, frames: Tensor) -> tuple[str, ...]:
     with torch.no_grad(), torch.random.fork_rng():
         less, more = shapes(frames), shapes(torch.cat([frames, frames[:1]]))
     return tuple(name for name in less if (*less[name][:1], *more[name][:1]) == (size, size + 1))
+
+
+@biject_to.register(constraints.MixtureSameFamilyConstraint)
+def _from_the_reals_to_a_mixture(support: Any) -> Any:
+    """torch has none for mixtures, whose components have one support. Registered, since MCMC and fits look there."""
+    return biject_to(support.base_constraint)
 
 
 def from_the_reals(name: str, support: Any) -> Any:
@@ -200,12 +211,17 @@ def per_sequence(site: Site, values: Tensor) -> Tensor:
 def draw_observed(site: Site) -> Tensor:
     """A value for an observed site, as it is observed; what a mask leaves out of the likelihood stays as it is."""
     drawn = site["fn"].sample().to(site["value"])
-    counted = torch.ones_like(drawn, dtype=torch.bool)
+    return torch.where(counted(site), drawn, site["value"])
+
+
+def counted(site: Site) -> Tensor:
+    """Which entries of a site's value count in its density: all that no mask leaves out."""
+    found = torch.ones_like(site["value"], dtype=torch.bool)
     by_handler = True if site["mask"] is None else site["mask"]
     for mask, event_dim in (*masks(site["fn"]), (by_handler, site["fn"].event_dim)):
-        mask = torch.as_tensor(mask, device=drawn.device)
-        counted &= mask.reshape(*mask.shape, *(1,) * event_dim)
-    return torch.where(counted, drawn, site["value"])
+        mask = torch.as_tensor(mask, device=found.device)
+        found &= mask.reshape((*mask.shape, *(1,) * event_dim))
+    return found
 
 
 def log_prob(site: Site) -> Tensor:
@@ -258,7 +274,7 @@ def _random_sites(sites: Trace) -> dict[str, Site]:
     return {
         name: site
         for name, site in sites.nodes.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+        if site["type"] == "sample" and not site_is_subsample(site) and not _is_computed(site)
     }
 
 
