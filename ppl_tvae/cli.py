@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ppl_tvae import catalogue
 from ppl_tvae.arguments import EXIT_BAD_INPUT, command_parser
@@ -45,6 +45,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _told("interrupted; what was written before is kept", EXIT_INTERRUPTED)
     return 0
+
+
+def console() -> NoReturn:
+    """What the shell calls: a command, then the end of the process with its exit code."""
+    code = main()
+    if code == EXIT_INTERRUPTED:
+        # What XLA was compiling it goes on with in threads of its own; they crash when the interpreter, on its way out,
+        # frees what they use. Nothing waits for them, so the process ends with everything in its place.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 @contextmanager
@@ -378,4 +390,4 @@ _COMMANDS = {
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    console()

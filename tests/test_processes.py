@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ from ppl_tvae.training import resume, train
 from tests.small_runs import outcome, small_arguments, small_training
 
 ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ENTRY = PROJECT["scripts"]["ppl-tvae"].rpartition(":")[2]
 
 PROGRAM = """
 import os, pathlib
@@ -82,6 +85,32 @@ work(
     lambda: train(experiment("noisy", steps=20), folder / "resumed", quiet=True),
     lambda: resume(folder / "resumed", steps=40, quiet=True),
 )
+"""
+
+# A command that Ctrl-C ends while XLA compiles, and an interpreter that takes its time over the last of its objects.
+COMPILING = """
+import signal, sys, threading, time
+import jax, jax.numpy as jnp
+from ppl_tvae import cli
+
+class Lasting:
+    def __del__(self, sleep=time.sleep):
+        sleep(5)
+
+def slow(x):
+    for _ in range(150):
+        x = jnp.sin(x) @ jnp.sort(x, axis=0)
+    return x
+
+def compiles(options):
+    traced = jax.jit(slow).lower(jnp.ones((4, 4)))
+    threading.Timer(0.3, signal.raise_signal, [signal.SIGINT]).start()
+    traced.compile()
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.lasting, sys.argv = Lasting(), ["ppl-tvae", "models"]
+cli._COMMANDS["models"] = compiles
+sys.exit(cli.ENTRY())
 """
 
 
@@ -165,6 +194,15 @@ def test_ctrl_c_ends_both_processes_and_keeps_the_state(folder):
     assert f"ppl-tvae: stopped at step {reached}; go on with --resume --out {out}\n" in told
     assert not processes_with(str(out))
     assert resume(out, steps=reached + 3, quiet=True).checkpoint().step == reached + 3  # in one process now
+
+
+def test_ctrl_c_while_xla_compiles_is_exit_code_130():
+    """Its threads go on compiling; where the interpreter frees what they use, the process dies of signal 11."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_DISABLE_MOST_OPTIMIZATIONS"}
+    command = [sys.executable, "-c", COMPILING.replace("ENTRY", ENTRY)]
+    child = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert child.stderr.endswith("ppl-tvae: interrupted; what was written before is kept\n")
+    assert child.returncode == 130
 
 
 def processes_with(argument: str) -> list[Path]:
