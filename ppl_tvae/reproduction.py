@@ -19,7 +19,7 @@ from ppl_tvae.diagnosis import equivariance_metrics
 from ppl_tvae.errors import NoFrameScore, UserError, unknown_name
 from ppl_tvae.evaluation import evaluate
 from ppl_tvae.experiments import Column, Reproduction, experiment_of_the_paper
-from ppl_tvae.figures import FIGURES, draw_figures
+from ppl_tvae.figures import draw_figures, figure_file, old_figures
 from ppl_tvae.files import write
 from ppl_tvae.plain import to_json
 from ppl_tvae.runs import Run, estimate_name, open_run
@@ -85,8 +85,8 @@ def reproduce(
         run = _trained(planned, run_of(row, planned.seed), quiet)
         for column, value in _numbers(run, experiment, count, planned.device, quiet).items():
             values[label].setdefault(column, []).append(value)
-        old = [name for name in experiment.figures if not run.is_up_to_date(f"figures/{FIGURES[name].file}")]
-        draw_figures(run, old, transforms=experiment.test_transforms, device=planned.device)
+        moving = experiment.test_transforms
+        draw_figures(run, old_figures(run, experiment.figures, moving), transforms=moving, device=planned.device)
         if number % len(experiment.rows) == 0:
             done = seeds[: number // len(experiment.rows)]
             header = _header(experiment, budget, done, count, resolved[0], changes)
@@ -236,13 +236,14 @@ def _header(
         length += f"{paper['learning_rate']:g}"
     over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed: no spread is known"
     score = ", a score of grey pixels and no density" if first.likelihood == "bernoulli-grey" else ""
+    figures = [figure_file(first, name, experiment.test_transforms) for name in experiment.figures]
     other = [f"changed: {', '.join(f'{name} = {value}' for name, value in changes.items())}"] if changes else []
     return (
         experiment.title,
         f"{first.backend}, data {first.data}, {length}",
         f"likelihood {first.likelihood}{score}; {count} held-out sequences; {over}",
         "likelihoods in nats per frame, up is better; released IS is no bound; of errors down is better",
-        *([f"in each run's figures/: {', '.join(experiment.figures)}"] if experiment.figures else []),
+        *([f"in each run's figures/: {', '.join(figures)}"] if figures else []),
         *other,
     )
 

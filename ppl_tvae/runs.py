@@ -182,6 +182,11 @@ class Run:
         """What tells the run's parameters from others: a digest of their file."""
         return digest(self._parameters_file())
 
+    def parameters_time(self) -> int:
+        """When the parameters were written, in nanoseconds as `os.stat` has it. Raises UserError if there are none."""
+        self._parameters_file()
+        return (self.path / "parameters.safetensors").stat().st_mtime_ns
+
     def save_diagnosis(self, found: Mapping[str, Any], parameters: str | None = None) -> None:
         """Write diagnosis.json, in place of what an earlier diagnosis found.
 
@@ -206,7 +211,7 @@ class Run:
         return found if found.get("parameters", assumed) == known else {}
 
     def is_up_to_date(self, file: str) -> bool:
-        """Whether a file of the run is there and was written after its parameters."""
+        """Whether a file of the run is there and no older than its parameters."""
         path, parameters = self.path / file, self.path / "parameters.safetensors"
         return path.exists() and parameters.exists() and path.stat().st_mtime >= parameters.stat().st_mtime
 

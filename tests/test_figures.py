@@ -14,10 +14,11 @@ from ppl_tvae.assembly import data_of
 from ppl_tvae.data import Plan
 from ppl_tvae.diagnosis import diagnose
 from ppl_tvae.errors import UserError
-from ppl_tvae.figures import FIGURES, diagnosis_charts, draw_figures, lattice
+from ppl_tvae.figures import FIGURES, diagnosis_charts, draw_figures, lattice, old_figures
 from ppl_tvae.figures.animation import animation
 from ppl_tvae.figures.charts import khat_chart, predictive_chart
 from ppl_tvae.report import write_report
+from ppl_tvae.runs import Run
 from tests.small_runs import small_training
 
 
@@ -56,6 +57,23 @@ def test_a_tvae_has_all_but_the_maps_of_a_torus(run):
     for name, path in drawn.items():
         assert path == run.path / "figures" / FIGURES[name].file
         assert is_drawn(path), name
+
+
+def test_what_is_drawn_while_the_parameters_change_is_old(run, tmp_path, monkeypatch):
+    """A training that goes on may write others between the first and the last figure."""
+    copy = Run(tmp_path, run.experiment)
+    copy.save_parameters(run.parameters())
+
+    def draw(*_):
+        copy.save_parameters({name: 2 * value for name, value in run.parameters().items()})
+        return b"of the parameters before"
+
+    monkeypatch.setitem(FIGURES, "reconstructions", FIGURES["reconstructions"]._replace(draw=draw))
+    draw_figures(copy, ["reconstructions"])
+    assert old_figures(copy, ["reconstructions"]) == ["reconstructions"]
+    monkeypatch.setitem(FIGURES, "reconstructions", FIGURES["reconstructions"]._replace(draw=lambda *_: b"of these"))
+    draw_figures(copy, ["reconstructions"])
+    assert not old_figures(copy, ["reconstructions"])
 
 
 def test_a_vae_has_no_lattice_and_unlabelled_images_no_classes(tmp_path):

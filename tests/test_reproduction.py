@@ -10,6 +10,7 @@ from ppl_tvae import cli, experiments, reproduction
 from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.data import open_data
 from ppl_tvae.errors import UserError
+from ppl_tvae.figures import old_figures
 from ppl_tvae.runs import open_run
 from tests.small_runs import small_images
 
@@ -123,6 +124,29 @@ def test_what_is_tested_on_other_motions_is_measured_on_them(small, monkeypatch)
     reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
     records = open_run(folder / "vae-seed0").evaluations()
     assert {tuple(record["transforms"]) for record in records} == {("rotation",)}
+
+
+def test_two_experiments_of_the_same_runs_have_each_its_own_pictures(small, monkeypatch):
+    """Those of other motions than the run's own have names of their own; who asks for the run's own finds those."""
+    folder, settings = small
+    table = replace(experiments.EXPERIMENTS["table1"], columns=())
+    monkeypatch.setitem(experiments.EXPERIMENTS, "table1", table)
+    elsewhere = replace(table, test_transforms=("rotation", "rotation+hue"))
+    monkeypatch.setitem(experiments.EXPERIMENTS, "generalisation", elsewhere)
+    reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
+    run = open_run(folder / "vae-seed0")
+    own, other = (run.path / "figures" / f"traversals{moving}.png" for moving in ("", "-rotation-rotation+hue"))
+    drawn = own.read_bytes()
+    found = reproduction.reproduce("generalisation", out=folder, rows=["vae"], **settings)
+    assert own.read_bytes() == drawn != other.read_bytes()
+    assert f"in each run's figures/: {other.name}" in reproduction.as_text(found)
+    other.write_bytes(b"up to date, so it stays")
+    reproduction.reproduce("generalisation", out=folder, rows=["vae"], **settings)
+    assert other.read_bytes() == b"up to date, so it stays"
+
+    assert not old_figures(run, ["traversals"])
+    own.unlink()
+    assert old_figures(run, ["traversals"]) == ["traversals"]
 
 
 def test_numbers_of_a_fitted_guide_and_of_another_seed_answer_other_questions(small):

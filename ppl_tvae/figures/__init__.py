@@ -1,5 +1,6 @@
 """All figures of a run: what there is, what each shows, and which program has it."""
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from ppl_tvae.figures.sequences import (
     draw_traversal_animation,
     draw_traversals,
 )
-from ppl_tvae.files import write
+from ppl_tvae.files import replacing, write
 from ppl_tvae.runs import Run, run_at
 from ppl_tvae.trained import evaluator
 
@@ -99,8 +100,9 @@ def draw_figures(
 ) -> dict[str, Path]:
     """Draw the named figures of `FIGURES` that the run's program can have, all by default; their paths by name.
 
-    transforms: what moves in the test sequences, where that is something else than in training. One program is made
-    ready for all figures. Raises UserError.
+    transforms: what moves in the test sequences, where that is something else than in training; it then stands in the
+    names of the files. One program is made ready for all figures. A file is as old as the parameters that it shows, so
+    that those of a training that goes on meanwhile make it an old one. Raises UserError.
     """
     run = run_at(run)
     wanted = list(FIGURES if names is None else names)
@@ -111,13 +113,31 @@ def draw_figures(
     if not wanted:
         return {}
     data = data_of(run.experiment, transforms)
-    paths = {}
+    paths, shown = {}, run.parameters_time()
     with evaluator(run, data, backend, device, seed=0) as ready:
         for name in wanted:
             if (content := FIGURES[name].draw(run, data, ready)) is not None:
-                paths[name] = run.figure(FIGURES[name].file)
-                write(paths[name], content)
+                paths[name] = run.figure(figure_file(run.experiment, name, transforms))
+                with replacing(paths[name]) as beside:
+                    beside.write_bytes(content)
+                    os.utime(beside, ns=(shown, shown))
     return paths
+
+
+def figure_file(experiment: Experiment, name: str, transforms: Sequence[str] | None = None) -> str:
+    """The file of a figure in the run's figures; other transforms than the run's own stand in its name.
+
+    So no picture is taken for one of other sequences: `traversals.png`, `traversals-rotation+hue.png`.
+    """
+    path = Path(FIGURES[name].file)
+    if transforms is None or tuple(transforms) == experiment.transforms:
+        return path.name
+    return f"{path.stem}-{'-'.join(transforms)}{path.suffix}"
+
+
+def old_figures(run: Run, names: Iterable[str], transforms: Sequence[str] | None = None) -> list[str]:
+    """Those of the named figures that are missing, or older than the run's parameters."""
+    return [name for name in names if not run.is_up_to_date(f"figures/{figure_file(run.experiment, name, transforms)}")]
 
 
 def save_charts(run: Run) -> dict[str, Path]:

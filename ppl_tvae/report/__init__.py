@@ -9,7 +9,7 @@ from typing import Any
 from ppl_tvae import comparison
 from ppl_tvae.config import Experiment
 from ppl_tvae.errors import UserError
-from ppl_tvae.figures import FIGURES, draw_figures
+from ppl_tvae.figures import FIGURES, draw_figures, old_figures
 from ppl_tvae.figures.charts import bounds_chart, training_curves
 from ppl_tvae.files import write
 from ppl_tvae.report.diagnosis import diagnosis_sections, predictive_warnings
@@ -37,8 +37,7 @@ def write_report(
     comparison.check_names(opened)
     path = Path(path or opened[0].path / "report.html")
     for run in opened:
-        old = [name for name, each in FIGURES.items() if not run.is_up_to_date(f"figures/{each.file}")]
-        draw_figures(run, old, backend=backend, device=device)
+        draw_figures(run, old_figures(run, FIGURES), backend=backend, device=device)
     names = ", ".join(run.name for run in opened)
     sections = [_summary(opened), _training(opened), _estimates(opened), _equivariance(opened)]
     for run in opened:
