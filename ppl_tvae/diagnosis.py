@@ -74,7 +74,8 @@ def diagnose(
         ranks = calibration.simulated_ranks(
             ready, data.plan("train", 1), simulated_sequences, _CALIBRATION_DRAWS, seed, quiet
         )
-        rolls = _rolls(ready, data, data.plan(split, metric_sequences), split, seed, quiet)
+        own = backend or run.experiment.backend
+        rolls = _rolls(ready, data, data.plan(split, metric_sequences), split, seed, own, quiet)
         if gap_guide is not None:
             against["amortisation_gap"] = amortisation_gap(ready, data, gap_guide, gap_sequences, split, quiet)
         if mcmc is not None:  # last, since both files are written after it and belong together
@@ -148,11 +149,12 @@ def equivariance_metrics(
     check_request({"num_sequences": num_sequences}, split, seed)
     data = data_of(run.experiment, transforms)
     with evaluator(run, data, backend, device, seed) as ready:
-        return _rolls(ready, data, data.plan(split, num_sequences), split, seed, quiet)
+        own = backend or run.experiment.backend
+        return _rolls(ready, data, data.plan(split, num_sequences), split, seed, own, quiet)
 
 
 def _rolls(
-    ready: Any, data: SequenceData, plan: Plan, split: str, seed: int, quiet: bool
+    ready: Any, data: SequenceData, plan: Plan, split: str, seed: int, backend: str, quiet: bool
 ) -> dict[str, list[dict[str, Any]]]:
     """The metrics over all sequences of a plan, and by transform; both empty where no code rolls."""
     batches = tqdm(list(parts(plan)), desc="equivariance", disable=True if quiet else None)
@@ -160,7 +162,7 @@ def _rolls(
     if found is None:
         return {"equivariance": [], "by_transform": []}
     return {
-        "equivariance": rolling.summary(found, data, split, seed),
+        "equivariance": [record | {"backend": backend} for record in rolling.summary(found, data, split, seed)],
         "by_transform": rolling.by_transform(found, data, plan),
     }
 

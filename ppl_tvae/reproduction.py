@@ -28,6 +28,8 @@ from ppl_tvae.tables import aligned
 from ppl_tvae.training import CHANGEABLE, resume, train
 
 _PARTICLES = (10, 100)
+# Of how many draws an estimate is, where its name does not say so.
+_DRAWN = {"elbo": {"num_particles": max(_PARTICLES)}, "iwae": {"num_drawn": max(_PARTICLES)}}
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ def _numbers(run: Run, experiment: Reproduction, count: int, device: str, quiet:
     moving = experiment.test_transforms
     tested = list(moving or run.experiment.transforms or ())
     asked: dict[str, Any] = {"num_sequences": count, "split": "test", "seed": 0, "transforms": tested}
+    asked["backend"] = run.experiment.backend  # the other one has other draws
     place: dict[str, Any] = {"transforms": moving, "device": device, "quiet": quiet}
     missing = wanted["evaluation"] - set(_evaluated(run, asked))
     scores = {name for name in missing if name.startswith("released-is")}
@@ -197,16 +200,16 @@ def _numbers(run: Run, experiment: Reproduction, count: int, device: str, quiet:
     return {column.name: values[column.name] for column in experiment.columns if column.name in values}
 
 
-def _evaluated(run: Run, asked: Mapping[str, Any]) -> dict[str, float]:
+def _evaluated(run: Run, asked: dict[str, Any]) -> dict[str, float]:
     """Estimates of the present parameters, by column."""
-    records = run.present_evaluations()
-    return {estimate_name(r): r["value"] for r in records if asked.items() <= r.items()}
+    records = [r for r in run.present_evaluations() if (asked | _DRAWN.get(r["estimator"], {})).items() <= r.items()]
+    return {estimate_name(record): record["value"] for record in records}
 
 
 def _diagnosed(run: Run, asked: Mapping[str, Any]) -> dict[str, float]:
     """Metrics of the present parameters, by column; those of one transform as NAME[TRANSFORM]."""
-    found = run.present_diagnosis()
-    values = {r["metric"]: r["value"] for r in found.get("equivariance", []) if asked.items() <= r.items()}
+    found, unsaid = run.present_diagnosis(), {"backend": run.experiment.backend}  # by records of earlier versions
+    values = {r["metric"]: r["value"] for r in found.get("equivariance", []) if asked.items() <= (unsaid | r).items()}
     if not values:
         return {}  # those by transform were measured together with these
     of_transforms = {

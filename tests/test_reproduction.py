@@ -160,6 +160,22 @@ def test_numbers_of_a_fitted_guide_and_of_another_seed_answer_other_questions(sm
     assert again.values["vae"]["elbo"] == found.values["vae"]["elbo"]
 
 
+def test_numbers_of_fewer_draws_and_of_the_other_backend_answer_other_questions(small):
+    """What `evaluate` and `diagnose` were asked for meanwhile, with other settings, does not come into the table."""
+    folder, settings = small
+    found = reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
+    run = open_run(folder / "vae-seed0")
+    for record in run.evaluations():
+        run.add_evaluation(record | {"backend": "pyro", "value": -1.0})
+        if record["estimator"] in ("elbo", "iwae"):
+            drawn = "num_particles" if record["estimator"] == "elbo" else "num_drawn"
+            run.add_evaluation(record | {drawn: 7, "value": -2.0})
+    metrics = [record | {"backend": "pyro", "value": -3.0} for record in run.diagnosis()["equivariance"]]
+    run.save_diagnosis(run.diagnosis() | {"equivariance": metrics})
+    again = reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
+    assert again.values == found.values
+
+
 def test_the_table_of_the_seeds_that_are_done_is_there_before_the_next(small, monkeypatch):
     folder, settings = small
     train = reproduction.train
