@@ -132,6 +132,9 @@ def _estimates(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterat
     if any(name in asked for name in _OF_WEIGHTS):
         groups.append(_from_weights(ready, plan, request, quiet))
     if "released-is" in asked:
+        # A program without a score per frame is refused before anything else is computed.
+        index, first = next(iter(parts(plan)))
+        ready.log_weights(first, index, min(request.particles), per_frame=True)
         groups += [_released(ready, plan, k, quiet) for k in sorted(set(request.particles))]
     if "ais" in asked:
         groups.append(_annealed(ready, plan, request.annealing, quiet))

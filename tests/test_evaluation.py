@@ -65,6 +65,14 @@ def test_every_estimator_has_a_record_that_says_what_it_is(runs, backend):
     assert all(found["ais", None][name] == getattr(FEW, name) for name in settings)
 
 
+def test_a_score_that_a_program_does_not_have_is_refused_before_others_are_computed(tmp_path, capsys):
+    run = ppl_tvae.train(small_training(tmp_path, "pyro", guide="iaf", steps=1), tmp_path / "run", quiet=True)
+    arguments = ["evaluate", str(run.path), "--estimators", "elbo,iwae,released-is", "--max-sequences", "3"]
+    assert cli.main(arguments) == 2
+    assert "frame" in capsys.readouterr().err
+    assert not run.evaluations()
+
+
 class Known:
     """An evaluator whose weights are given: 30 particles or 4 chains of 6 sequences of 4 frames."""
 
