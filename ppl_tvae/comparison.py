@@ -3,7 +3,7 @@
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -117,13 +117,37 @@ def as_text(comparison: Comparison, markdown: bool = False) -> str:
 
 def over_unlike_numbers(comparison: Comparison) -> str:
     """A sentence on estimates that are means over more sequences in one run than in another; empty for none."""
-    counts: dict[str, set[int]] = {}
-    for own in comparison.estimates.values():
-        for key, entry in own.items():
-            counts.setdefault(key, set()).add(entry.num_sequences)
-    unlike = [key for key, found in counts.items() if len(found) > 1]
+    unlike = [key for key, found in _counts(comparison.estimates).items() if len(found) > 1]
     what = "means over different numbers of sequences, which only paired differences compare"
     return f"{', '.join(unlike)}: {what}" if unlike else ""
+
+
+def headings_and_cells(table: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """The words of a table of entries: estimator -> heading, and name -> estimator -> cell.
+
+    Where not all entries are over as many sequences, their number stands in brackets: in the heading where all of an
+    estimator have the same, else in each cell.
+    """
+    counts = _counts(table)
+    alike = len(set().union(*counts.values())) <= 1
+    headings = {key: key if alike or len(found) > 1 else f"{key} ({min(found)})" for key, found in counts.items()}
+    cells = {
+        name: {
+            key: f"{entry} ({entry.num_sequences})" if len(counts[key]) > 1 else str(entry)
+            for key, entry in own.items()
+        }
+        for name, own in table.items()
+    }
+    return headings, cells
+
+
+def _counts(table: Mapping[str, Mapping[str, Entry]]) -> dict[str, set[int]]:
+    """Over how many sequences the entries of each estimator are."""
+    counts: dict[str, set[int]] = {}
+    for own in table.values():
+        for key, entry in own.items():
+            counts.setdefault(key, set()).add(entry.num_sequences)
+    return counts
 
 
 def paired_over(comparison: Comparison) -> str:
@@ -209,11 +233,12 @@ def _check_same(first: str, condition: dict[str, Any], name: str, other: dict[st
 
 def _header(condition: dict[str, Any], records: dict[str, dict[str, dict[str, Any]]]) -> str:
     counts = sorted({record["num_sequences"] for own in records.values() for record in own.values()})
+    where = ", in brackets" if len(counts) > 1 else ""
     grey = condition["likelihood"] == "bernoulli-grey"
     return (
         f"{condition['unit']} ± standard error over sequences, up is better; {condition['data']} "
         f"({condition['transforms']}), "
-        f"{condition['split']} sequences ({' or '.join(map(str, counts))}), likelihood {condition['likelihood']}"
+        f"{condition['split']} sequences ({' or '.join(map(str, counts))}{where}), likelihood {condition['likelihood']}"
         + (" (a score, not a log-density)" if grey else "")
     )
 
@@ -235,7 +260,9 @@ def _difference(record: dict[str, Any], base: dict[str, Any]) -> Entry | None:
 
 
 def _table(rows: dict[str, dict[str, Entry]], markdown: bool) -> str:
-    columns = list(dict.fromkeys(key for own in rows.values() for key in own))
-    cells = [["run", *columns]]
-    cells += [[name, *(str(own[key]) if key in own else "-" for key in columns)] for name, own in rows.items()]
-    return aligned(cells, markdown)
+    headings, cells = headings_and_cells(rows)
+    lines = [
+        ["run", *headings.values()],
+        *([name, *(own.get(key, "-") for key in headings)] for name, own in cells.items()),
+    ]
+    return aligned(lines, markdown)

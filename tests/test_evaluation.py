@@ -18,7 +18,8 @@ from ppl_tvae.errors import Interrupted
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.numpyro.evaluator import Evaluator
 from ppl_tvae.inference.temperatures import Annealed, Annealing
-from ppl_tvae.report import _warnings
+from ppl_tvae.report import _compared, _warnings
+from ppl_tvae.report.page import Table
 from ppl_tvae.runs import open_run
 from ppl_tvae.trained import evaluator
 from tests.conftest import STANDARD_ERRORS
@@ -228,6 +229,31 @@ def test_one_sequence_has_no_error_in_text_and_in_json(runs):
     compared = comparison.Comparison("", {"a": {"elbo": comparison._entry(record)}}, {}, {})
     assert comparison.as_json(compared)["estimates"]["a"]["elbo"]["standard_error"] is None
     assert f"{record['value']:.2f}\n" in comparison.as_text(compared) + "\n"
+
+
+def test_estimates_over_other_numbers_of_sequences_say_so_in_every_form():
+    """Of one run all in the heading; of two runs whose numbers differ in the cells."""
+    few, many = comparison.Entry(-1.0, 0.5, 40), comparison.Entry(-2.0, 0.25, 300)
+    mixed = comparison.Comparison("", {"a": {"iwae-10": few, "iwae-7": many}}, {}, {})
+    for markdown in (False, True):
+        text = comparison.as_text(mixed, markdown=markdown)
+        assert "iwae-10 (40)" in text
+        assert "iwae-7 (300)" in text
+        assert "0.50 (" not in text
+    assert "a,iwae-7,-2.0,0.25,300" in comparison.as_csv(mixed)
+    alike = comparison.Comparison("", {"a": {"elbo": few}, "b": {"elbo": few}}, {"b": {"elbo": few}}, {})
+    assert "(40)" not in comparison.as_text(alike)
+
+    estimates = {"a": {"elbo": few, "iwae-7": many}, "b": {"elbo": many, "iwae-7": many}}
+    unlike = comparison.Comparison("", estimates, {"b": {"elbo": few, "iwae-7": many}}, {})
+    lines = comparison.as_text(unlike).splitlines()
+    assert lines[2].split("  ")[-1].strip() == "iwae-7 (300)"
+    assert [line.split("±")[1].split()[1] for line in lines[3:5]] == ["(40)", "(300)"]
+    (table,) = [part for part in _compared(unlike) if isinstance(part, Table)]
+    assert table.rows == [
+        ["elbo", "-1.00 ± 0.50 (40)", "-2.00 ± 0.25 (300)", "-1.00 ± 0.50 (40)"],
+        ["iwae-7 (300)", "-2.00 ± 0.25", "-2.00 ± 0.25", "-2.00 ± 0.25"],
+    ]
 
 
 def test_validation_sequences_of_another_fraction_are_not_compared(runs, tmp_path):

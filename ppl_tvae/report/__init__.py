@@ -129,10 +129,10 @@ def _estimates(runs: Sequence[Run]) -> Section:
 def _compared(compared: comparison.Comparison) -> list[Any]:
     """A row per estimate, a column per run and per paired difference; and a chart of what all runs share."""
     first, *others = compared.estimates
-    header = ["estimate", *compared.estimates, *(f"{other} minus {first}" for other in others)]
-    columns = [*compared.estimates.values(), *(compared.differences.get(other, {}) for other in others)]
-    names = list(dict.fromkeys(name for own in compared.estimates.values() for name in own))
-    rows = [[name, *(str(column[name]) if name in column else "-" for column in columns)] for name in names]
+    columns = compared.estimates | {f"{other} minus {first}": compared.differences.get(other, {}) for other in others}
+    headings, cells = comparison.headings_and_cells(columns)
+    header = ["estimate", *columns]
+    rows = [[heading, *(own.get(key, "-") for own in cells.values())] for key, heading in headings.items()]
     paired = (
         f"; differences are paired over {comparison.paired_over(compared)}"
         if any(compared.differences.values())
@@ -140,7 +140,7 @@ def _compared(compared: comparison.Comparison) -> list[Any]:
     )
     caption = compared.header + paired
     of_test_data = {
-        run: {name: entry for name, entry in own.items() if not name.startswith(comparison.ON_OWN_DATA)}
+        run: {headings[key]: entry for key, entry in own.items() if not key.startswith(comparison.ON_OWN_DATA)}
         for run, own in compared.estimates.items()
     }
     parts: list[Any] = [Table(caption, header, rows)]
