@@ -13,10 +13,12 @@ from ppl_tvae import cli, train
 from ppl_tvae.assembly import data_of
 from ppl_tvae.data import Plan
 from ppl_tvae.diagnosis import diagnose
+from ppl_tvae.diagnostics.calibration import calibration
 from ppl_tvae.errors import UserError
-from ppl_tvae.figures import FIGURES, diagnosis_charts, draw_figures, lattice, old_figures
+from ppl_tvae.figures import FIGURES, charts, diagnosis_charts, draw_figures, lattice, old_figures
 from ppl_tvae.figures.animation import animation
 from ppl_tvae.figures.charts import khat_chart, predictive_chart
+from ppl_tvae.figures.contact_sheet import contact_sheet
 from ppl_tvae.report import write_report
 from ppl_tvae.runs import Run
 from tests.small_runs import small_training
@@ -179,6 +181,25 @@ def test_charts_take_what_can_be_found(tmp_path):
     record = {"statistic": "contrast", "unit": "u", "observed": 1.0, "p_value": 0.5, "extreme": False}
     same = [record | {"replicates": "prior", "replicated": [1.0, 1.0]}]
     assert predictive_chart(same).startswith(b"\x89PNG")
+
+
+def test_names_are_shown_as_they_are(monkeypatch):
+    """A legend of matplotlib's has no place for an underscore's, and reads what is between dollars as a formula."""
+    figures, png = [], charts.png
+    monkeypatch.setattr(charts, "png", lambda figure: figures.append(figure) or png(figure))
+    names = [r"$\frac$", "_base", "plain"]
+    charts.training_curves({name: [{"step": 1, "loss": 2.0, "elbo_per_frame": -2.0}] for name in names})
+    charts.bounds_chart({name: {"elbo": (-2.0, 0.1, 4)} for name in names})
+    charts.prior_ranks_chart({name: [0.0, 0.1, 0.0] for name in names})
+    charts.calibration_chart(dict.fromkeys(names, calibration(np.linspace(0, 1, 20))))
+    assert len(figures) == 4
+    for figure in figures:
+        shown = {text.get_text().partition(",")[0].strip() for text in figure.axes[0].get_legend().get_texts()}
+        assert shown == set(names)
+    frames = np.zeros((1, 1, 2, 8, 8, 1))
+    assert animation(frames, names[:1], names[:1]).startswith(b"GIF")
+    for one_or_more in (frames[0], frames[0, :, :1]):
+        assert contact_sheet(one_or_more, names[:1], names[0]).startswith(b"\x89PNG")
 
 
 def test_unknown_figures_are_refused(run):

@@ -23,8 +23,8 @@ def training_curves(rows_by_run: Mapping[str, Sequence[Mapping[str, float]]]) ->
         losses = [(row["step"], -row["loss"]) for row in trained if "loss" in row]
         held_out = [(row["step"], row["elbo_per_frame"]) for row in trained if "elbo_per_frame" in row]
         line = {"linewidth": 0.8, "alpha": 0.6, "marker": "." if len(losses) == 1 else None}  # one has no line
-        axes.plot(*_columns(losses), color=colour, label=f"{name}, training bound", **line)
-        axes.plot(*_columns(held_out), color=colour, marker="o", linewidth=1.6, label=f"{name}, held-out ELBO")
+        axes.plot(*_columns(losses), color=colour, label=f"{_label(name)}, training bound", **line)
+        axes.plot(*_columns(held_out), color=colour, marker="o", linewidth=1.6, label=f"{_label(name)}, held-out ELBO")
     axes.set_xlabel("training step")
     axes.set_ylabel("nats per frame (up is better)")
     axes.legend(frameon=False, fontsize=8)
@@ -44,7 +44,7 @@ def bounds_chart(entries: Mapping[str, Mapping[str, tuple[float, float, int]]]) 
         places = [names.index(name) + (index - (len(entries) - 1) / 2) * step for name in own]
         values = [value for value, _, _ in own.values()]
         errors = [0.0 if math.isnan(error) else error for _, error, _ in own.values()]
-        axes.errorbar(values, places, xerr=errors, fmt="o", color=colour, capsize=3, markersize=5, label=run)
+        axes.errorbar(values, places, xerr=errors, fmt="o", color=colour, capsize=3, markersize=5, label=_label(run))
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.set_xlabel("nats per frame ± one standard error over sequences (right is better)")
@@ -58,7 +58,7 @@ def calibration_chart(calibrations: Mapping[str, Calibration]) -> bytes:
     figure, axes = _axes(7.0, 3.2)
     for (name, found), colour in zip(calibrations.items(), _colours(len(calibrations)), strict=True):
         axes.fill_between(found.points, found.lower, found.upper, color="#999999", alpha=0.35 / len(calibrations))
-        axes.step(found.points, found.difference, where="post", color=colour, linewidth=1.5, label=name)
+        axes.step(found.points, found.difference, where="post", color=colour, linewidth=1.5, label=_label(name))
     axes.axhline(0, color="#555555", linewidth=0.8)
     axes.set_xlim(0, 1)
     axes.set_xlabel("normalised rank of the truth among draws of the guide")
@@ -121,7 +121,7 @@ def prior_ranks_chart(differences: Mapping[str, Sequence[float]]) -> bytes:
     figure, axes = _axes(5.6, 3.2)
     for (name, values), colour in zip(differences.items(), _colours(len(differences)), strict=True):
         points = [index / (len(values) - 1) for index in range(len(values))]
-        axes.plot(points, values, color=colour, linewidth=1.5, label=name)
+        axes.plot(points, values, color=colour, linewidth=1.5, label=_label(name))
     axes.axhline(0, color="#555555", linewidth=0.8)
     axes.set_xlim(0, 1)
     axes.set_xlabel("normalised rank of a draw of the guide among prior draws")
@@ -142,9 +142,18 @@ def blank_figure(width: float, height: float) -> Any:
 
 def png(figure: Any) -> bytes:
     """A figure as a PNG of 150 dots per inch."""
+    show_dollars(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
+
+
+def show_dollars(figure: Any) -> None:
+    """Have a figure's texts shown as they are: names of runs, programs and classes are no formulas, dollars or not."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
@@ -154,6 +163,11 @@ def _axes(width: float, height: float) -> tuple[Any, Any]:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def _label(name: str) -> str:
+    """A name for a legend, which leaves out what begins with an underscore."""
+    return f" {name}" if name.startswith("_") else name
 
 
 def _colours(count: int) -> list[str]:
