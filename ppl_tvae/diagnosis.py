@@ -13,6 +13,7 @@ from ppl_tvae.diagnostics.datatree import with_groups
 from ppl_tvae.diagnostics.predictive import predictive_checks, prior_ranks
 from ppl_tvae.diagnostics.sensitivity import power_scaling
 from ppl_tvae.errors import check_count
+from ppl_tvae.files import alone_in
 from ppl_tvae.guide_fit import against_mcmc, amortisation_gap, check_chains, check_gap
 from ppl_tvae.inference import reliability
 from ppl_tvae.inference.mcmc import MCMC
@@ -95,8 +96,9 @@ def diagnose(
         "power_scaling": power_scaling(tree),
         **against,
     }
-    save_datatree(run, tree)
-    run.save_diagnosis(found, parameters)
+    with alone_in(run.path):  # the two files of one diagnosis, not one each of two
+        save_datatree(run, tree)
+        run.save_diagnosis(found, parameters)
     return run.diagnosis()
 
 

@@ -2,8 +2,11 @@
 
 import hashlib
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from ppl_tvae.errors import UserError
@@ -12,6 +15,9 @@ try:
     import fcntl
 except ModuleNotFoundError:  # not on Windows
     fcntl = None  # type: ignore[assignment]  # a module or nothing
+
+# No file takes so long to write: what is older was left by a process that was killed.
+_SECONDS_OF_A_WRITE = 3600.0
 
 
 def read(path: Path) -> bytes | None:
@@ -32,8 +38,11 @@ def write(path: Path, content: bytes) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """The same for what writes to a path by itself: where to write, which becomes `path` when the context ends."""
-    beside = path.with_name(path.name + ".part")
+    """The same for what writes to a path by itself: where to write, which becomes `path` when the context ends.
+
+    Where to write has a name that no other process has, in whatever container or on whatever host it runs.
+    """
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     with writing_to(path):
         try:
             yield beside
@@ -44,6 +53,14 @@ def replacing(path: Path) -> Iterator[Path]:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
             raise
+    _forget_parts_of_the_killed(path)
+
+
+def _forget_parts_of_the_killed(path: Path) -> None:
+    with suppress(OSError):
+        for part in path.parent.glob(f"{escape(path.name)}.{'[0-9a-f]' * 8}.part"):
+            if part.stat().st_mtime < time.time() - _SECONDS_OF_A_WRITE:
+                part.unlink()
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def test_checkpoints_come_back_with_types_shapes_and_numbers(run):
 def test_the_last_two_checkpoints_stay(run):
     for step in (0, 20, 40):
         run.save_checkpoint(checkpoint_at(step))
-    (run.path / "state" / "000000030-torn.safetensors.part").write_bytes(b"torn")
+    (run.path / "state" / "000000030-torn.safetensors.0123abcd.part").write_bytes(b"torn")
     run.save_checkpoint(checkpoint_at(60))
     assert states(run) == [40, 60]
     assert not list((run.path / "state").glob("*.part"))
@@ -172,6 +172,27 @@ def test_processes_that_evaluate_side_by_side_lose_nothing(run):
     ]  # fmt: skip
     assert [process.wait() for process in started] == [0, 0]
     assert len(run.evaluations()) == 40
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    """Each has a place of its own, and the last one to end stays, whole."""
+    path = tmp_path / "a [file].json"
+    with files.replacing(path) as first:
+        first.write_bytes(b"first")
+        files.write(path, b"second, longer")
+        assert path.read_bytes() == b"second, longer"
+    assert files_in(tmp_path) == {path.name: b"first"}
+
+
+def test_what_killed_writers_left_does_not_pile_up(tmp_path):
+    path = tmp_path / "a [file].json"
+    names = [f"{path.name}.0123abcd.part", f"{path.name}.4567cdef.part", "other.json.0123abcd.part"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"torn")
+    for name in (names[0], names[2]):
+        os.utime(tmp_path / name, (0, 0))
+    files.write(path, b"whole")  # the second may be another process's that writes just now
+    assert set(files_in(tmp_path)) == {path.name, *names[1:]}
 
 
 def test_a_diagnosis_of_earlier_parameters_is_known_as_one(run):
