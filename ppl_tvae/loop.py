@@ -184,8 +184,9 @@ def run_to_end(loops: Sequence[Loop], advance: Advance = _one_by_one, diverged: 
     """Train one run, or several that differ in their seed in lock-step, until each has ended.
 
     A run ends with its last step, with its patience, or where it diverges; others go on. Ctrl-C ends all of them.
-    Raises Diverged at the end, and Interrupted, with a sentence for each run concerned. diverged: such sentences from
-    before.
+    Raises Diverged at the end, and Interrupted, with a sentence for each run concerned; also where Ctrl-C came in the
+    last chunk and none of them has a step left, since whoever calls may have other runs to begin. diverged: such
+    sentences from before.
     """
     diverged = list(diverged)
     with ExitStack() as context:
@@ -198,9 +199,11 @@ def run_to_end(loops: Sequence[Loop], advance: Advance = _one_by_one, diverged: 
             if loops[0].stop:
                 for loop in going:
                     loop._save()
-                raise Interrupted("; ".join([*map(_stopped, going), *diverged]))
+                break
             going = _chunk(going, advance, diverged)
             loops[0]._tell_execution()
+    if loops and loops[0].stop:
+        raise Interrupted("; ".join([*map(_stopped, going or filter(Loop._finished, loops)), *diverged]))
     if diverged:
         raise Diverged("; ".join(diverged))
 
@@ -222,4 +225,6 @@ def _chunk(loops: Sequence[Loop], advance: Advance, diverged: list[str]) -> list
 
 
 def _stopped(loop: Loop) -> str:
+    if loop._finished():
+        return f"stopped after the last step of {loop.run.path}, which is whole"
     return f"stopped at step {loop.step}; go on with --resume --out {loop.run.path}"

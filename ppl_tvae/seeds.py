@@ -10,7 +10,7 @@ from typing import Any
 from ppl_tvae.assembly import data_of, resolved_for
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import SequenceData
-from ppl_tvae.errors import Diverged, UserError
+from ppl_tvae.errors import Diverged, Interrupted, UserError
 from ppl_tvae.loop import Loop, run_to_end
 from ppl_tvae.models.initial import shared_draws
 from ppl_tvae.runs import Run, check_new, create_run
@@ -28,7 +28,8 @@ def train_seeds(experiment: Experiment, num_seeds: int, out: Path | str, *, quie
 
     NumPyro trains all in one compiled program, Pyro one after another. Each run is an ordinary one: it ends where it
     would have ended alone, up to rounding in NumPyro, and can be resumed alone. Raises as `train`; where a seed
-    diverges, Diverged is raised once the others are done.
+    diverges, Diverged is raised once the others are done. After Ctrl-C Pyro begins no further seed; Interrupted names
+    those that are left.
     """
     if num_seeds < 1:
         raise UserError(f"expected at least 1 seed, found {num_seeds}")
@@ -56,9 +57,19 @@ def _one_after_another(seeded: Sequence[Experiment], paths: Sequence[Path], quie
             runs.append(train(experiment, path, quiet=quiet))
         except Diverged as error:
             diverged.append(str(error))
+        except Interrupted as error:
+            later = seeded[paths.index(path) + 1 :]
+            raise Interrupted("; ".join([str(error), *_not_begun(later), *diverged])) from None
     if diverged:
         raise Diverged("; ".join(diverged))
     return runs
+
+
+def _not_begun(later: Sequence[Experiment]) -> list[str]:
+    """How to train the seeds that Ctrl-C left, in a sentence; none for none."""
+    if not later:
+        return []
+    return [f"of {len(later)} seeds nothing was begun; train them with --seed {later[0].seed} --seeds {len(later)}"]
 
 
 def _all_at_once(seeded: Sequence[Experiment], paths: Sequence[Path], quiet: bool) -> list[Run]:

@@ -100,6 +100,16 @@ def test_rows_of_a_run_that_goes_on_are_those_of_one_that_was_not_interrupted(sc
     assert loop.run.parameters()["step"] == 20
 
 
+@pytest.mark.parametrize("losses", [{}, {30: math.nan}])
+def test_ctrl_c_in_the_last_chunk_is_heard(losses, scripted):
+    """The run has ended, but whoever trains several must not begin the next one."""
+    loop = scripted(Scripted(-3.0, -2.0, -4.0, interrupted_at=30, losses=losses))
+    loop.begin(-9.0)
+    with pytest.raises(Interrupted, match="loss at step 30 is nan" if losses else "stopped after the last step of .*run"):
+        run_to_end([loop])
+    assert loop.run.checkpoint().step == (29 if losses else 30)
+
+
 def test_patience_counts_from_the_last_best(scripted):
     loop = scripted(Scripted(-10.0, -4.0, -5.0, -6.0), patience=2, steps=100)
     loop.begin(-9.0)

@@ -1,6 +1,7 @@
 """Experiments of the paper from one command: what is trained, what is kept, what the table says."""
 
 import json
+import signal
 from dataclasses import replace
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from ppl_tvae import cli, experiments, reproduction
 from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.data import open_data
-from ppl_tvae.errors import UserError
+from ppl_tvae.errors import Interrupted, UserError
 from ppl_tvae.figures import old_figures
+from ppl_tvae.loop import Loop
 from ppl_tvae.runs import open_run
 from tests.small_runs import small_images
 
@@ -98,6 +100,23 @@ def test_what_is_there_is_kept_and_what_was_interrupted_goes_on(small, monkeypat
     assert run.checkpoint().step == 3
     assert reproduction.reproduce("table1", out=folder, **settings).values == whole.values
     assert trained == ["train", "train", "resume"]
+
+
+def test_ctrl_c_in_the_last_chunk_of_a_run_begins_nothing_further(small, monkeypatch):
+    folder, settings = small
+    account = Loop._account
+
+    def interrupted(loop, *args):
+        account(loop, *args)
+        if loop._finished():
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Loop, "_account", interrupted)
+    with pytest.raises(Interrupted, match="after the last step of .*tvae-1-2-seed0"):
+        reproduction.reproduce("table1", out=folder, backend="pyro", **settings)
+    assert open_run(folder / "tvae-1-2-seed0").steps_done == 6
+    assert open_run(folder / "tvae-1-2-seed0").evaluations() == []
+    assert not (folder / "vae-seed0").exists()
 
 
 def test_numbers_of_older_parameters_or_of_fewer_sequences_are_measured_anew(small, monkeypatch):

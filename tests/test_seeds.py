@@ -103,6 +103,24 @@ def test_ctrl_c_keeps_the_state_of_every_seed(tmp_path, monkeypatch):
     assert all(f"--resume --out {run.path}" in str(told.value) for run in runs)
 
 
+def test_ctrl_c_in_the_last_chunk_of_a_seed_begins_no_other(tmp_path, monkeypatch):
+    account = Loop._account
+
+    def interrupted(loop: Loop, losses: np.ndarray, snapshot: object, seconds: float) -> None:
+        account(loop, losses, snapshot, seconds)
+        if loop._finished():
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Loop, "_account", interrupted)
+    with pytest.raises(Interrupted, match="nothing was begun; train them with --seed 4 --seeds 2"):
+        train_seeds(small_training(tmp_path, "pyro", steps=2), 3, tmp_path / "all", quiet=True)
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.glob("all-*")] == ["all-seed3"]
+    assert open_run(tmp_path / "all-seed3").steps_done == 2
+    train_seeds(small_training(tmp_path, "pyro", steps=2, seed=4), 2, tmp_path / "all", quiet=True)
+    assert len(list(tmp_path.glob("all-*"))) == 3
+
+
 def test_command_line(tmp_path, capsys):
     arguments = small_arguments(tmp_path, "pyro", tmp_path / "run", steps=2)
     assert cli.main([*arguments, "--seeds=2", "--json"]) == 0
