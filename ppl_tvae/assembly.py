@@ -31,7 +31,7 @@ def assemble(experiment: Experiment, backend: str) -> Program:
     if backend not in catalogue.BACKENDS:
         raise unknown_name("backend", backend, catalogue.BACKENDS)
     if experiment.program_file is not None:
-        _check_is_the_same(experiment.program_file, experiment.program_digest)
+        _check_is_the_same("program", experiment.program_file, experiment.program_digest)
         _check_written_for(backend, experiment.program_file)
         if backend == "numpyro":
             return load_program(experiment.program_file)
@@ -86,7 +86,9 @@ def lattice_of(experiment: Experiment) -> Lattice | None:
     if experiment.model == "vae":
         return None
     if experiment.lattice:
-        return lattices.from_matrix(_read_matrix(Path(experiment.lattice)), S, D)
+        matrix = _read_matrix(Path(experiment.lattice))
+        _check_is_the_same("lattice", Path(experiment.lattice), experiment.lattice_digest)
+        return lattices.from_matrix(matrix, S, D)
     assert width
     if experiment.model == "torus":
         side = round(D**0.5)
@@ -220,12 +222,12 @@ def _raised(error: BaseException, path: Path) -> str:
     return type(error).__name__ + where + (f": {first_line}" if first_line else "")
 
 
-def _check_is_the_same(path: Path, noted: str | None) -> None:
-    """Raises UserError where the program of a run was edited since: its parameters are of another one."""
+def _check_is_the_same(what: str, path: Path, noted: str | None) -> None:
+    """Raises UserError where the program or lattice of a run was edited since: its parameters are of another one."""
     if noted is not None and noted != digest(read(path) or b""):
         raise UserError(
-            f"expected the program whose digest is {noted} (program_digest) in '{path}', found another; put the former "
-            f"one back, or train a new run without program_digest"
+            f"expected the {what} whose digest is {noted} ({what}_digest) in '{path}', found another; put the former "
+            f"one back, or train a new run without {what}_digest"
         )
 
 

@@ -48,6 +48,7 @@ class Experiment:
     program_digest: str | None = _setting(
         None, "of your own program: which it was, noted by a run directory", noted=True
     )
+    lattice_digest: str | None = _setting(None, "of your own W: which it was, noted by a run directory", noted=True)
     data_digest: str | None = _setting(None, "of your own data: which they were, noted by a run directory", noted=True)
     transforms: tuple[str, ...] | None = _setting(
         None,
@@ -139,14 +140,15 @@ class Experiment:
     def unused(self) -> tuple[str, ...]:
         """The settings that mean nothing with this model, such as the guide of your own program, which brings one."""
         sizes, windows = ("num_capsules", "capsule_dim", "hidden"), ("temporal_window", "spatial_width")
-        of_lattice = ("lattice", "lattice_weights", "mu", "mu_per", "epsilon", "prior_u")
+        of_lattice = ("lattice", "lattice_digest", "lattice_weights", "mu", "mu_per", "epsilon", "prior_u")
         if self.program_file is not None:
             return (*sizes, *windows, *of_lattice, "guide", "prior", "prior_z")
         if self.model == "vae":
             return (*windows, *of_lattice, "program_digest")
         if self.lattice:
             return (*windows, "program_digest")
-        return ("program_digest", *(("temporal_window",) if self.model in ("static", "torus") else ()))
+        without_window = ("temporal_window",) if self.model in ("static", "torus") else ()
+        return (*without_window, "lattice_digest", "program_digest")
 
     def check_uses(self, names: Iterable[str]) -> None:
         """Raises UserError if one of the settings means nothing with this model."""

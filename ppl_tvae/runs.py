@@ -19,7 +19,6 @@ import io
 import json
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -41,8 +40,9 @@ Arrays = dict[str, np.ndarray]
 # What an estimate found, as opposed to what was asked: two records that differ only in these are the same question.
 _RESULTS = ("parameters", "value", "standard_error", "bits_per_dimension", "notes", "seconds", "per_sequence")
 METRICS = ("step", "loss", "elbo_per_frame", "learning_rate", "frames_per_second", "seconds")
-# The run's copies of the user's own files, by the setting that names them.
+# The run's copies of the user's own files, by the setting that names them, and where their digests are noted.
 OWN_COPIES = {"model": "program.py", "lattice": "lattice.npy"}
+_DIGESTS = {"model": "program_digest", "lattice": "lattice_digest"}
 
 
 @dataclass(frozen=True)
@@ -259,13 +259,12 @@ class Run:
 
 
 def check_new(path: Path) -> None:
-    """Raises UserError unless a run can be made at `path`."""
+    """Raises UserError unless a run can be made at `path`: where there is nothing, or what was left of making one."""
     with writing_to(path):
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            raise UserError(
-                f"expected a new directory for the run, found that '{path}' exists; choose another --out, or go on "
-                f"with it by --resume"
-            )
+        if not path.exists() or (path.is_dir() and all(map(_is_left_of_making, path.iterdir()))):
+            return
+        hint = ", or go on with it by --resume" if (path / "config.toml").exists() else ""
+    raise UserError(f"expected a new directory for the run, found that '{path}' exists; choose another --out{hint}")
 
 
 def create_run(path: Path, experiment: Experiment) -> Run:
@@ -275,6 +274,12 @@ def create_run(path: Path, experiment: Experiment) -> Run:
         path.mkdir(parents=True, exist_ok=True)
         Run(path, _with_own_files(experiment, path)).save_config()
     return open_run(path)
+
+
+def _is_left_of_making(path: Path) -> bool:
+    """Whether a file may be of a run whose making was cut short: config.toml, without which it is none, comes last."""
+    copies = tuple(OWN_COPIES.values())
+    return path.name in copies or (path.suffix == ".part" and path.name.startswith((*copies, "config.toml")))
 
 
 def open_run(path: Path | str) -> Run:
@@ -291,14 +296,22 @@ def run_at(run: Run | Path | str) -> Run:
 
 
 def _with_own_files(experiment: Experiment, path: Path) -> Experiment:
-    """Copies of program and lattice, so that the run stays what it was when the originals are edited."""
+    """Copies of program and lattice, so that the run stays what it was when the originals are edited.
+
+    Raises UserError where one is there already that is another: it may be the user's own.
+    """
     copies: dict[str, Any] = {}
     for setting in experiment.own_files:
         if setting in OWN_COPIES:
-            copies[setting] = str(path / OWN_COPIES[setting])
-            shutil.copyfile(getattr(experiment, setting), copies[setting])
-    if "model" in copies:
-        copies["program_digest"] = digest(Path(copies["model"]).read_bytes())
+            original, copy = Path(getattr(experiment, setting)), path / OWN_COPIES[setting]
+            content = original.read_bytes()
+            if read(copy) not in (None, content):
+                raise UserError(
+                    f"expected no other file than a copy of '{original}' at '{copy}', found one; move it away, or "
+                    f"choose another --out"
+                )
+            write(copy, content)
+            copies |= {setting: str(copy), _DIGESTS[setting]: digest(content)}
     return replace(experiment, **copies)
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pytest
 import tomli_w
 
 from ppl_tvae import files
-from ppl_tvae.assembly import assemble
+from ppl_tvae.assembly import assemble, lattice_of
 from ppl_tvae.config import Experiment, read_toml
 from ppl_tvae.errors import UserError
 from ppl_tvae.runs import Checkpoint, Run, create_run, open_run
@@ -225,6 +226,42 @@ def test_a_new_run_needs_a_new_directory(run, tmp_path):
     create_run(tmp_path / "empty", run.experiment)
 
 
+@pytest.mark.parametrize("written", [0, 1])
+@pytest.mark.parametrize("killed", [True, False])
+def test_where_making_a_run_was_cut_short_the_same_makes_it(killed, written, tmp_path, monkeypatch):
+    """By a full disk, or by a kill, which clears nothing away: in the lattice, or in the experiment."""
+    np.save(tmp_path / "w.npy", np.eye(18 * 18))
+    experiment, fsync, calls = Experiment(lattice=str(tmp_path / "w.npy")).resolved(), os.fsync, []
+
+    def filling(file: int) -> None:
+        calls.append(file)
+        full() if len(calls) > written else fsync(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, "fsync", filling)
+        if killed:
+            patch.setattr(Path, "unlink", lambda *_, **__: None)
+        with pytest.raises(UserError, match="No space left"):
+            create_run(tmp_path / "run", experiment)
+    assert any((tmp_path / "run").glob("*.part")) == killed
+    run = create_run(tmp_path / "run", experiment)
+    assert (run.path / "lattice.npy").read_bytes() == (tmp_path / "w.npy").read_bytes()
+    assert open_run(run.path) == run
+
+
+def test_a_folder_with_a_file_of_the_users_is_left_as_it_is(tmp_path):
+    """A program that is called as ours are may be one: it is not written over."""
+    (tmp_path / "own.py").write_text("model = guide = print")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "program.py").write_text("import mine")
+    with pytest.raises(UserError, match=r"expected no other file than a copy of .*own.py' at .*program.py', found one"):
+        create_run(tmp_path / "folder", Experiment(model=str(tmp_path / "own.py")).resolved())
+    (tmp_path / "folder" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"exists; choose another --out$"):
+        create_run(tmp_path / "folder", Experiment().resolved())
+    assert files_in(tmp_path / "folder") == {"program.py": b"import mine", "notes.txt": b"mine"}
+
+
 def test_own_files_are_copied_and_the_directory_can_be_moved(tmp_path, monkeypatch):
     for name, content in (("own.py", "model = guide = print"), ("data.npz", "data")):
         (tmp_path / name).write_text(content)
@@ -300,3 +337,16 @@ def test_a_program_that_was_edited_is_not_that_of_the_run(tmp_path):
     (run.path / "program.py").write_text("def model(frames): return 1\nguide = model")
     with pytest.raises(UserError, match=r"whose digest is .* \(program_digest\) in '.*program.py', found another"):
         assemble(open_run(run.path).experiment, "numpyro")
+
+
+def test_a_lattice_that_was_edited_is_not_that_of_the_run(tmp_path):
+    np.save(tmp_path / "w.npy", np.eye(18 * 18))
+    run = create_run(tmp_path / "run", Experiment(lattice=str(tmp_path / "w.npy")).resolved())
+    np.save(tmp_path / "w.npy", 2 * np.eye(18 * 18))
+    lattice_of(open_run(run.path).experiment)
+    np.save(run.path / "lattice.npy", 2 * np.eye(18 * 18))
+    with pytest.raises(UserError, match=r"whose digest is .* \(lattice_digest\) in '.*lattice.npy', found another"):
+        lattice_of(open_run(run.path).experiment)
+    config = (run.path / "config.toml").read_text()
+    (run.path / "config.toml").write_text(re.sub("lattice_digest.*\n", "", config))  # as an older version wrote it
+    lattice_of(open_run(run.path).experiment)
