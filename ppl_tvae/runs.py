@@ -35,6 +35,7 @@ from ppl_tvae.config import Experiment, read_toml
 from ppl_tvae.errors import UserError
 from ppl_tvae.files import alone_in, claimed, digest, read, write, writing_to
 from ppl_tvae.plain import from_json, to_json
+from ppl_tvae.records import COUNTED, is_diagnosis, is_estimate
 
 Arrays = dict[str, np.ndarray]
 # What an estimate found, as opposed to what was asked: two records that differ only in these are the same question.
@@ -163,7 +164,7 @@ class Run:
     def evaluations(self) -> list[dict[str, Any]]:
         """The records of evaluation.json. Raises UserError if the file is damaged."""
         records = self._json("evaluation.json", b"[]")
-        if not isinstance(records, list) or not all(_is_record(record) for record in records):
+        if not isinstance(records, list) or not all(map(is_estimate, records)):
             path = self.path / "evaluation.json"
             raise UserError(f"expected a list of records of estimates in '{path}', found otherwise; mend or remove it")
         return records
@@ -198,7 +199,7 @@ class Run:
     def diagnosis(self) -> dict[str, Any]:
         """The content of diagnosis.json, empty if there is none. Raises UserError if the file is damaged."""
         found = self._json("diagnosis.json", b"{}")
-        if not isinstance(found, dict):
+        if not is_diagnosis(found):
             path = self.path / "diagnosis.json"
             raise UserError(f"expected an object with what was diagnosed in '{path}', found otherwise; remove it")
         return found
@@ -324,15 +325,12 @@ def _read_checkpoint(path: Path) -> Checkpoint | None:
     return Checkpoint(progress.pop("step"), load_tensors(content), progress)
 
 
-def _is_record(record: Any) -> bool:
-    """Whether it has what every estimate has."""
-    return isinstance(record, dict) and {"estimator", "value"} <= set(record)
-
-
 def _is_measured(row: Mapping[Any, Any]) -> bool:
     try:
         return (
-            set(row) == set(METRICS) and all(math.isfinite(float(text or 0)) for text in row.values()) and row["step"]
+            set(row) == set(METRICS)
+            and all(math.isfinite(float(text or 0)) for text in row.values())
+            and int(row["step"]) >= 0
         )
     except (TypeError, ValueError):
         return False
@@ -340,8 +338,7 @@ def _is_measured(row: Mapping[Any, Any]) -> bool:
 
 def estimate_name(record: Mapping[str, Any]) -> str:
     """elbo, iwae-100, elbo-auto-normal: the estimator of a record, with its K where it has one, and a fitted guide."""
-    counted = record["estimator"] in ("iwae", "released-is", "log-evidence")
-    name = record["estimator"] + (f"-{record['num_particles']}" if counted else "")
+    name = record["estimator"] + (f"-{record['num_particles']}" if record["estimator"] in COUNTED else "")
     return name + (f"-{record['guide_name']}" if "guide_name" in record else "")
 
 

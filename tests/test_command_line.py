@@ -342,7 +342,13 @@ def test_damaged_parameters(run, capsys):
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(b"{", "expected JSON in"), *((text, "expected a list of records") for text in (b"[1, 2]", b"null", b'{"a": 1}'))],
+    [
+        (b"{", "expected JSON in"),
+        *(
+            (text, "expected a list of records")
+            for text in (b"[1, 2]", b"null", b'{"a": 1}', b'[{"estimator": "elbo", "value": -3}]')
+        ),
+    ],
 )
 def test_damaged_estimates_are_seen_before_anything_is_computed(content, words, run, capsys, monkeypatch):
     written(run / "evaluation.json", content)
@@ -351,9 +357,13 @@ def test_damaged_estimates_are_seen_before_anything_is_computed(content, words, 
         assert words in fails([command, run], capsys)
 
 
-def test_a_diagnosis_that_is_none_is_named(run, capsys):
-    written(run / "diagnosis.json", b"[1]")
-    assert "expected an object with what was diagnosed" in fails(["report", run], capsys)
+@pytest.mark.parametrize(
+    "content", ["[1]", '{"equivariance": [{}]}', '{"posterior": {}}', '{"calibration": {"z": 1}}', '{"by_transform": 1}']
+)
+def test_a_diagnosis_that_is_none_is_named(content, run, capsys):
+    written(run / "diagnosis.json", content)
+    for command in ("report", "figures"):
+        assert "expected an object with what was diagnosed" in fails([command, run], capsys)
 
 
 def test_settings_that_were_edited_do_not_fit_the_parameters(run, capsys):

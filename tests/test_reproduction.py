@@ -173,7 +173,7 @@ def test_numbers_of_a_fitted_guide_and_of_another_seed_answer_other_questions(sm
     found = reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
     run = open_run(folder / "vae-seed0")
     elbo = next(record for record in run.evaluations() if record["estimator"] == "elbo")
-    run.add_evaluation(elbo | {"guide_name": "auto-normal", "value": -1.0})
+    run.add_evaluation(elbo | {"guide_name": "auto-normal", "guide_steps": 5, "value": -1.0})
     run.add_evaluation(elbo | {"seed": 5, "value": -2.0})
     again = reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
     assert again.values["vae"]["elbo"] == found.values["vae"]["elbo"]

@@ -17,7 +17,7 @@ from ppl_tvae import files
 from ppl_tvae.assembly import assemble, lattice_of
 from ppl_tvae.config import Experiment, read_toml
 from ppl_tvae.errors import UserError
-from ppl_tvae.runs import Checkpoint, Run, create_run, open_run
+from ppl_tvae.runs import METRICS, Checkpoint, Run, create_run, open_run
 from tests.small_runs import files_in
 
 ARRAYS = {
@@ -26,6 +26,10 @@ ARRAYS = {
     "key": np.arange(2, dtype=np.uint32),
 }
 PROGRESS = {"best": -np.inf, "pending": [0.1, 1 / 3]}
+RECORD = {
+    "estimator": "iwae", "num_particles": 10, "value": -1.0, "standard_error": 0.1, "num_sequences": 2, "notes": {},
+    "per_sequence": [-1.1, -0.9], "seconds": 3,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -130,8 +134,9 @@ def test_rows_are_kept_to_the_letter(run):
     assert whole.startswith((run.path / "metrics.csv").read_text())
 
 
-def test_metrics_that_are_something_else(run):
-    (run.path / "metrics.csv").write_text("step,loss\n1,2\n")
+@pytest.mark.parametrize("content", ["step,loss\n1,2\n", f"{','.join(METRICS)}\n60.0,1,,1e-3,1,1\n"])
+def test_metrics_that_are_something_else(content, run):
+    (run.path / "metrics.csv").write_text(content)
     with pytest.raises(
         UserError, match=r"expected the columns step, loss, .* in '.*metrics.csv', found line 2 otherwise"
     ):
@@ -149,14 +154,13 @@ def test_parameters(run):
 
 
 def test_evaluations_with_the_same_settings_are_replaced(run):
-    record = {"estimator": "iwae", "num_particles": 10, "value": -1.0, "standard_error": 0.1, "seconds": 3}
-    run.add_evaluation(record)
-    run.add_evaluation({**record, "value": -2.0})
-    run.add_evaluation({**record, "num_particles": 100})
+    run.add_evaluation(RECORD)
+    run.add_evaluation({**RECORD, "value": -2.0})
+    run.add_evaluation({**RECORD, "num_particles": 100})
     assert [(each["num_particles"], each["value"]) for each in run.evaluations()] == [(10, -2.0), (100, -1.0)]
     (run.path / "evaluation.json").write_text("[")
     with pytest.raises(UserError, match=r"expected JSON in .*evaluation.json"):
-        run.add_evaluation(record)
+        run.add_evaluation(RECORD)
     assert (run.path / "evaluation.json").read_text() == "["
 
 
@@ -165,9 +169,9 @@ def test_processes_that_evaluate_side_by_side_lose_nothing(run):
     started = [
         subprocess.Popen([
             sys.executable, "-c",
-            "import sys; from ppl_tvae.runs import open_run; run = open_run(sys.argv[1])\n"
-            "for k in range(20): run.add_evaluation({'estimator': sys.argv[2], 'num_particles': k, 'value': 0.0})",
-            str(run.path), name,
+            "import json, sys; from ppl_tvae.runs import open_run; run = open_run(sys.argv[1])\n"
+            "for k in range(20): run.add_evaluation(json.loads(sys.argv[2]) | {'num_particles': k})",
+            str(run.path), json.dumps(RECORD | {"estimator": name}),
         ])
         for name in ("ais", "iwae")
     ]  # fmt: skip
@@ -285,7 +289,7 @@ WRITES = {
     "a state": lambda run: run.save_checkpoint(checkpoint_at(40)),
     "parameters": lambda run: run.save_parameters({"other": np.zeros(3)}),
     "metrics": lambda run: run.forget_metrics_after(0),
-    "an evaluation": lambda run: run.add_evaluation({"estimator": "elbo", "value": 2.0}),
+    "an evaluation": lambda run: run.add_evaluation(RECORD | {"value": 2.0}),
     "the experiment": lambda run: run.save_config(),
 }
 
@@ -296,7 +300,7 @@ def test_without_space_what_was_written_stays(write, run, monkeypatch):
     run.save_parameters(ARRAYS)
     run.add_metrics(row(0))
     run.add_metrics(row(20))
-    run.add_evaluation({"estimator": "elbo", "value": 1.0})
+    run.add_evaluation(RECORD)
     before = files_in(run.path)
     monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match="found: No space left on device; what was written before is kept"):
@@ -318,7 +322,7 @@ def test_files_that_cannot_be_read_are_named(run, monkeypatch):
 
 
 def test_results_are_plain_json_and_toml(run):
-    record = {"estimator": "elbo", "value": -np.inf, "standard_error": None, "per_sequence": [1.0, float("nan")]}
+    record = RECORD | {"value": -np.inf, "standard_error": None, "per_sequence": [1.0, float("nan")]}
     run.add_evaluation(record)
     refuse = {"parse_constant": lambda name: pytest.fail(f"{name} is no JSON")}
     (written,) = json.loads((run.path / "evaluation.json").read_text(), **refuse)

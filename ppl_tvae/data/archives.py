@@ -61,13 +61,18 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
             for key in sorted(set(archive.files) - set(_KEYS)):
                 if close := get_close_matches(key.lower(), _KEYS, n=1, cutoff=0.8):
                     raise UserError(f"expected '{close[0]}' in {path}, found '{key}'; rename it, or leave it out.")
-            return {key: archive[key] for key in _KEYS if key in archive.files}
+            arrays = {key: archive[key] for key in _KEYS if key in archive.files}
+            if not all(isinstance(array, np.ndarray) for array in arrays.values()):  # then they are plain bytes
+                raise ValueError("a member that is no array")
+            return arrays
     except UserError:
         raise
     except OSError as error:
         found = error.strerror or error
         raise UserError(f"expected a .npz file at {path}, found '{found}'; check the path.") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+    except MemoryError as error:
+        raise UserError(f"expected arrays that fit in memory in {path}, found: {error}; save fewer or smaller.") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OverflowError) as error:
         if "pickle" in str(error):
             raise UserError(f"expected plain arrays in {path}, found Python objects; save numeric arrays.") from None
         raise UserError(f"expected a .npz file, found a damaged or different one at {path}; save it again.") from None

@@ -1,5 +1,7 @@
 """The user's .npz: what is accepted, kept and split, and one sentence for every way to get it wrong."""
 
+import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,29 @@ def test_damaged_files(tmp_path: Path, kind: int) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=words):
         load_source(str(path))
+
+
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """Of an array of bytes that is not there."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("member", "words"),
+    [
+        (b"hello", "damaged or different"),
+        (npy_header((100, 6, 6)), "damaged or different"),
+        (npy_header((10**13, 6, 6)), "expected arrays that fit in memory in .*, found: Unable to allocate"),
+        (npy_header((10**30, 6, 6)), "damaged or different"),
+    ],
+)
+def test_members_that_are_no_arrays(member: bytes, words: str, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "own.npz", "w") as archive:
+        archive.writestr("images.npy", member)
+    with pytest.raises(UserError, match=words):
+        load_source(str(tmp_path / "own.npz"))
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
