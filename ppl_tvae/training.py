@@ -1,7 +1,8 @@
 """Training: an experiment's data, its trainer and the loop, put together. Both backends go through it in the same way.
 
 Batches are a function of (seed, step), noise lives in the trainer's state, and where chunks of steps begin changes
-nothing, so a run that was killed and resumed ends with the parameters of one that was not, bit for bit on a CPU.
+nothing, so a run that was killed and resumed ends with the parameters of one that was not, bit for bit on a CPU, but
+for a seed that was trained together with others in one program and goes on alone: it equals itself up to rounding.
 """
 
 import math
