@@ -42,6 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         found = f"'{error.filename}': {error.strerror}" if error.filename else str(error)
         return _told(f"expected to be able to read and write what the command needs, found {found}", EXIT_BAD_INPUT)
+    except (MemoryError, RuntimeError) as error:
+        if not _is_of_memory(error):
+            raise
+        found = str(error).strip().partition("\n")[0].rpartition(": ")[2] or "that it does not"
+        return _told(
+            f"expected what the command computes to fit in memory, found: {found}; lower the sizes and counts that it "
+            f"was given, such as --batch-size, or take a device with more",
+            EXIT_BAD_INPUT,
+        )
     except KeyboardInterrupt:
         return _told("interrupted; what was written before is kept", EXIT_INTERRUPTED)
     return 0
@@ -71,6 +80,12 @@ def _hearing_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
+
+
+def _is_of_memory(error: Exception) -> bool:
+    """Whether there was not enough of it: Python's own error, or JAX's or torch's, which are of types of their own."""
+    words = ("resource_exhausted", "out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)
 
 
 def _told(what: Exception | str, code: int) -> int:

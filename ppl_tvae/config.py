@@ -14,7 +14,7 @@ from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from ppl_tvae import catalogue
-from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.errors import LARGEST_COUNT, UserError, unknown_name
 
 # Sets whose default sizes are the paper's for dSprites, and what moves in them; `data.sprites` makes them.
 SPRITES = ("dsprites", "sprites", "sprites-cyclic")
@@ -265,7 +265,10 @@ def _check_numbers(experiment: Experiment) -> None:
     check_seed(experiment.seed)
     for name, value in _without_none(asdict(experiment)).items():
         if isinstance(value, float) and not abs(value) <= _LARGEST[experiment.precision]:
-            raise UserError(f"expected a {name} that is finite in {experiment.precision}, found {value}")
+            raise UserError(f"expected {name} to be finite in {experiment.precision}, found {value}")
+        counts = value if isinstance(value, tuple) else () if name == "seed" else (value,)
+        if any(isinstance(count, int) and count > LARGEST_COUNT for count in counts):
+            raise UserError(f"expected {name} of at most {LARGEST_COUNT}, found {value}; lower it")
     for name, least in _AT_LEAST.items():
         value = getattr(experiment, name)
         if value is not None and not value >= least:

@@ -15,12 +15,18 @@ class NoFrameScore(UserError):
     """A program that has one score for a whole sequence and none for each frame, which `released-is` is made of."""
 
 
+# Of whatever is counted: JAX counts steps in 32 bits, and no size that fits in memory comes near.
+LARGEST_COUNT = 2**31 - 1
+
+
 def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raises UserError unless a value is a whole number of at least so much."""
+    """Raises UserError unless a value is a whole number of at least so much, and one that can be counted to."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise UserError(f"expected {name} as a whole number, found {value!r}; give one of at least {least}")
     if value < least:
         raise UserError(f"expected {name} of at least {least}, found {value}; raise it")
+    if int(value) > LARGEST_COUNT:
+        raise UserError(f"expected {name} of at most {LARGEST_COUNT}, found {value}; lower it")
 
 
 class Diverged(RuntimeError):

@@ -85,7 +85,8 @@ class Run:
         except SafetensorError as error:
             raise UserError(
                 f"expected parameters in '{self.path / 'parameters.safetensors'}', found a damaged file ({error}); "
-                f"go on with the run (--resume), which writes new ones, or train again"
+                f"train again, or go on with the run where it can (--resume; of a finished one with more --steps), "
+                f"which writes new ones"
             ) from None
 
     def has_parameters(self) -> bool:

@@ -130,7 +130,7 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
     "no transform": (lambda f: {"transforms": ","}, "expected at least one transform"),
     "folder": (lambda f: {"data_dir": f / "none"}, "expected a folder of data files with --data-dir, found none at"),
     "hidden": (lambda f: {"hidden": "8,,8"}, "expected values between commas, found none in '8,,8'"),
-    "mu": (lambda f: {"mu": 1e39}, "expected a mu that is finite in float32, found 1e+39"),
+    "mu": (lambda f: {"mu": 1e39}, "expected mu to be finite in float32, found 1e+39"),
     "seed": (lambda f: {"seed": -1}, "expected a seed between 0"),
     "default": (lambda f: {"model": "vae", "mu_per": "model"}, "expected no mu_per with model 'vae'"),
     "own guide": (lambda f: {**OWN, "model": program(f, ""), "guide": "mean-field"}, "expected no guide with model"),
@@ -140,6 +140,7 @@ WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
     ),
     "window": (lambda f: {"temporal_window": 9}, "expected a temporal window between 1 and the 4 timesteps"),
     "number": (lambda f: {"steps": "many"}, "expected a whole number, found 'many'"),
+    "steps": (lambda f: {"steps": 10**25, "schedule": "cosine"}, "expected steps of at most 2147483647, found 1"),
     "setting": (lambda f: {"stepz": 3}, "unrecognized arguments: --stepz=3"),
     "config key": (lambda f: {"config": written(f / "e.toml", "lr = 1")}, "expected the name of a setting, found 'lr'"),
     "config type": (lambda f: {"config": written(f / "e.toml", "seed = 'x'")}, "expected int for the setting 'seed'"),
@@ -309,13 +310,38 @@ def test_a_diverged_run_exits_with_3(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (MemoryError(), "found: that it does not"),
+        (MemoryError("Unable to allocate 14.9 GiB for an array"), "found: Unable to allocate 14.9 GiB for an array"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "allocate 9 bytes"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20 GiB."), "found: CUDA out of memory. Tried"),
+        (RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nBuffers:"), "Out of memory allocating 9"),
+        (RuntimeError("INTERNAL: dispatching: Out of memory allocating 9 bytes."), "found: Out of memory allocating 9"),
+    ],
+)
+def test_too_little_memory_is_one_sentence(error, words, tmp_path, capsys, monkeypatch):
+    def train(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("ppl_tvae.training.train", train)
+    told = fails(small_arguments(tmp_path, "pyro", tmp_path / "run"), capsys)
+    assert "expected what the command computes to fit in memory" in told
+    assert words in told
+    error.args = ("a defect",)
+    if not isinstance(error, MemoryError):
+        with pytest.raises(RuntimeError, match="a defect"):
+            main(small_arguments(tmp_path, "pyro", tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (["--estimators", "iwea"], "did you mean 'iwae'?"),
         (["--estimators", ","], "expected at least one estimator"),
         (["--particles", "0"], "expected a number of particles of at least 1, found 0"),
         (["--particles", "ten"], "argument --particles"),
-        (["--particles", "99999999999"], "expected at most 10000000 particles"),
+        (["--particles", "99999999"], "expected at most 10000000 particles"),
         (["--transforms", "none"], "frames of 3 channels, as in training, found none, with 1"),
         (["--split", "tset"], "did you mean 'test'?"),
         (["--max-sequences", "0"], "expected max_sequences of at least 1"),
@@ -323,6 +349,7 @@ def test_a_diverged_run_exits_with_3(tmp_path, capsys):
         (["--device", "tpu"], "invalid choice: 'tpu'"),
         (["--device", "cuda"], "expected a GPU"),
         (["--seed", "-1"], "expected a seed between 0"),
+        (["--estimators", "ais", "--temperatures", 10**12], "expected num_temperatures of at most 2147483647"),
         (["--temperatures", "5"], "expected ais or sandwich among --estimators with settings of their chains"),
         (["--estimators", "ais", "--particles", "5"], "expected an estimator of --particles among --estimators"),
     ],
@@ -358,7 +385,8 @@ def test_damaged_estimates_are_seen_before_anything_is_computed(content, words, 
 
 
 @pytest.mark.parametrize(
-    "content", ["[1]", '{"equivariance": [{}]}', '{"posterior": {}}', '{"calibration": {"z": 1}}', '{"by_transform": 1}']
+    "content",
+    ["[1]", '{"equivariance": [{}]}', '{"posterior": {}}', '{"calibration": {"z": 1}}', '{"by_transform": 1}'],
 )
 def test_a_diagnosis_that_is_none_is_named(content, run, capsys):
     written(run / "diagnosis.json", content)

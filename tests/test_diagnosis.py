@@ -279,7 +279,14 @@ def test_a_program_without_capsules_has_draws_but_no_equivariance(tmp_path):
         assert tree["posterior"]["a"].dims == ("chain", "draw", "sequence", "a_dim_0")
 
 
-@pytest.mark.parametrize(("settings", "sentence"), [({"num_draws": 0}, "num_draws"), ({"split": "tests"}, "test")])
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"num_draws": 0}, "num_draws of at least 1"),
+        ({"num_draws": 10**12}, "num_draws of at most"),
+        ({"split": "tests"}, "test"),
+    ],
+)
 def test_bad_settings(run, settings, sentence):
     with pytest.raises(UserError, match=sentence):
         to_datatree(run, **settings)

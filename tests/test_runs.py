@@ -149,7 +149,9 @@ def test_parameters(run):
     run.save_parameters(ARRAYS)
     np.testing.assert_array_equal(run.parameters()["a"], ARRAYS["a"])
     (run.path / "parameters.safetensors").write_bytes(b"12")
-    with pytest.raises(UserError, match="found a damaged file"):
+    with pytest.raises(
+        UserError, match=r"found a damaged file .* where it can \(--resume; of a finished one with more"
+    ):
         run.parameters()
 
 
