@@ -120,7 +120,8 @@ MAY_KNOW = {
     "assembly": {"catalogue", "config", "data", "files", "models", "program", "errors"},
     "files": {"errors"},
     "plain": set(),
-    "runs": {"config", "files", "plain", "errors"},
+    "records": set(),
+    "runs": {"config", "files", "plain", "records", "errors"},
     "diagnostics": {"diagnostics", "data", "inference", "errors"},
     "loop": {"runs", "data", "inference", "errors"},
 }

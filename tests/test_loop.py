@@ -105,7 +105,9 @@ def test_ctrl_c_in_the_last_chunk_is_heard(losses, scripted):
     """The run has ended, but whoever trains several must not begin the next one."""
     loop = scripted(Scripted(-3.0, -2.0, -4.0, interrupted_at=30, losses=losses))
     loop.begin(-9.0)
-    with pytest.raises(Interrupted, match="loss at step 30 is nan" if losses else "stopped after the last step of .*run"):
+    with pytest.raises(
+        Interrupted, match="loss at step 30 is nan" if losses else "stopped after the last step of .*run"
+    ):
         run_to_end([loop])
     assert loop.run.checkpoint().step == (29 if losses else 30)
 

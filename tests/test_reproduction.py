@@ -112,7 +112,7 @@ def test_ctrl_c_in_the_last_chunk_of_a_run_begins_nothing_further(small, monkeyp
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Loop, "_account", interrupted)
-    with pytest.raises(Interrupted, match="after the last step of .*tvae-1-2-seed0"):
+    with pytest.raises(Interrupted, match=r"after the last step of .*tvae-1-2-seed0"):
         reproduction.reproduce("table1", out=folder, backend="pyro", **settings)
     assert open_run(folder / "tvae-1-2-seed0").steps_done == 6
     assert open_run(folder / "tvae-1-2-seed0").evaluations() == []

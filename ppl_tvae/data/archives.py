@@ -71,7 +71,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         found = error.strerror or error
         raise UserError(f"expected a .npz file at {path}, found '{found}'; check the path.") from None
     except MemoryError as error:
-        raise UserError(f"expected arrays that fit in memory in {path}, found: {error}; save fewer or smaller.") from None
+        raise UserError(f"expected arrays that fit in memory in {path}, found: {error}; save fewer.") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError, OverflowError) as error:
         if "pickle" in str(error):
             raise UserError(f"expected plain arrays in {path}, found Python objects; save numeric arrays.") from None
