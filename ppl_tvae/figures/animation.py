@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.figures.charts import blank_figure, show_dollars
+from ppl_tvae.figures.charts import blank_figure, without_formulas
 from ppl_tvae.figures.contact_sheet import as_picture, tiled
 
 _MILLISECONDS = 180  # per frame
@@ -40,7 +40,7 @@ def animation(frames: np.ndarray, row_labels: Sequence[str], column_labels: Sequ
     axes.set_yticks(range(rows), row_labels)
     axes.set_xticks(range(columns), column_labels, fontsize=8)
     axes.tick_params(length=0)
-    show_dollars(figure)
+    without_formulas(figure)
     pictures = []
     for s in range(num_timesteps):
         shown.set_data(tiled(pictures_of[:, :, s]))

@@ -142,13 +142,13 @@ def blank_figure(width: float, height: float) -> Any:
 
 def png(figure: Any) -> bytes:
     """A figure as a PNG of 150 dots per inch."""
-    show_dollars(figure)
+    without_formulas(figure)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
 
 
-def show_dollars(figure: Any) -> None:
+def without_formulas(figure: Any) -> None:
     """Have a figure's texts shown as they are: names of runs, programs and classes are no formulas, dollars or not."""
     from matplotlib.text import Text
 
