@@ -15,6 +15,7 @@ from ppl_tvae.program import OBSERVED, PLATE
 
 Site = dict[str, Any]
 
+# Distributions of either host that give every real number a density.
 _ON_THE_WHOLE_LINE = {"Normal", "Laplace", "StudentT", "Cauchy", "Logistic", "MultivariateNormal"}
 _ON_THE_WHOLE_LINE |= {"LowRankMultivariateNormal", "DiagonalNormalMixture"}
 

@@ -75,7 +75,7 @@ def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> 
     _check_apart("guide", program.guide, key_again, frames, guide_trace)
     _check_apart("model", program.model, key_again, frames, model_trace)
     _check_unseen(program.model, key_model, frames, model_trace)
-    _check_sizes(program, key_again, frames, (guide_trace, prior_trace))
+    _check_sizes(program, key_again, frames)
     _check_compiles(program, key_again, frames)
 
 
@@ -228,7 +228,7 @@ def _check_unseen(model: Any, key: jax.Array, frames: jax.Array, sites: Trace) -
     """
     discrete = sites[OBSERVED]["fn"].support.is_discrete
     others = 1 - frames if discrete else jnp.where(frames < 0.5, 0.75, 0.25).astype(frames.dtype)
-    middle = (*(size // 2 for size in frames.shape[1:-1]), 0)  # of what may be a mask's channel the last is one
+    middle = (*(size // 2 for size in frames.shape[1:-1]), 0)  # not of the last channel: a mask may come in it
     for pixel in (middle, tuple(size - 1 for size in frames.shape[1:])):
         at: tuple[slice | int, ...] = (slice(None), *pixel)
         changed = replayed(model, _parameters(sites), key, frames.at[at].set(others[at]), sites)
@@ -242,20 +242,13 @@ def _of_pixel(site: Site, frames: jax.Array, at: tuple[slice | int, ...]) -> jax
     return jnp.where(counts, density, 0.0)[at[: density.ndim]]
 
 
-def _check_sizes(program: Program, key: jax.Array, frames: jax.Array, parts: tuple[Trace, ...]) -> None:
-    """Batches have any number of sequences, and parameters one shape. parts: the traces of guide and model."""
-    twice = jnp.concatenate([frames, frames])
-    for function, sites in zip((program.guide, program.model), parts, strict=True):
-        found = dict[str, tuple[int, ...]]()
-
-        def look(frames: jax.Array, function: Any = function, found: dict[str, tuple[int, ...]] = found) -> None:
-            found.update(_shapes(traced(function, {}, key, frames)))
-
-        jax.eval_shape(look, twice)  # shapes only: nothing is computed
-        check_shapes(_shapes(sites), found)
+def _check_sizes(program: Program, key: jax.Array, frames: jax.Array) -> None:
+    """Batches have any number of sequences, and parameters one shape."""
+    for function in (program.guide, program.model):
+        check_shapes(_shapes(function, key, frames), _shapes(function, key, jnp.concatenate([frames, frames])))
 
 
-def _shapes(sites: Trace) -> dict[str, tuple[int, ...]]:
-    """The shapes of a part's parameters, by flat name."""
-    leaves = jax.tree_util.tree_flatten_with_path(_parameters(sites))[0]
-    return {flat_name(path): jnp.shape(leaf) for path, leaf in leaves}
+def _shapes(function: Any, key: jax.Array, frames: jax.Array) -> dict[str, tuple[int, ...]]:
+    """The shapes of a part's parameters, by flat name; nothing is computed."""
+    parameters = jax.eval_shape(lambda frames: _parameters(traced(function, {}, key, frames)), frames)
+    return {flat_name(path): leaf.shape for path, leaf in jax.tree_util.tree_flatten_with_path(parameters)[0]}

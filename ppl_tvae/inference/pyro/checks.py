@@ -221,7 +221,7 @@ def _check_unseen(model: Any, frames: Tensor, sites: Trace) -> None:
     """
     discrete = sites.nodes[OBSERVED]["fn"].support.is_discrete
     others = 1 - frames if discrete else torch.where(frames < 0.5, 0.75, 0.25).to(frames.dtype)
-    middle = (*(size // 2 for size in frames.shape[1:-1]), 0)  # of what may be a mask's channel the last is one
+    middle = (*(size // 2 for size in frames.shape[1:-1]), 0)  # not of the last channel: a mask may come in it
     for pixel in (middle, tuple(size - 1 for size in frames.shape[1:])):
         at: tuple[slice | int, ...] = (slice(None), *pixel)
         with_other = frames.clone()
