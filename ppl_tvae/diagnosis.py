@@ -13,7 +13,7 @@ from ppl_tvae.diagnostics.datatree import with_groups
 from ppl_tvae.diagnostics.predictive import predictive_checks, prior_ranks
 from ppl_tvae.diagnostics.sensitivity import power_scaling
 from ppl_tvae.errors import check_count
-from ppl_tvae.files import alone_in
+from ppl_tvae.files import alone_in, check_writable
 from ppl_tvae.guide_fit import against_mcmc, amortisation_gap, check_chains, check_gap
 from ppl_tvae.inference import reliability
 from ppl_tvae.inference.mcmc import MCMC
@@ -68,6 +68,7 @@ def diagnose(
         check_chains(mcmc, mcmc_sequences, num_sequences)
     if gap_guide is not None:
         check_gap(gap_guide, len(data.plan(split, gap_sequences).image))
+    check_writable(run.path)  # said before the work
     against = _slow_findings(run, split, data.transforms)
     parameters = run.parameters_digest()  # a training that goes on may replace them meanwhile
     with evaluator(run, data, backend, device, seed) as ready:  # one for all, for what it compiles

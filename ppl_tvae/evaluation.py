@@ -14,6 +14,7 @@ from ppl_tvae.assembly import data_of
 from ppl_tvae.config import check_seed
 from ppl_tvae.data import SPLITS, Plan, SequenceData, parts
 from ppl_tvae.errors import Interrupted, UserError, check_count, unknown_name
+from ppl_tvae.files import check_writable
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.temperatures import Annealing, check_annealing
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
@@ -94,7 +95,9 @@ def evaluate(
     numbers = (particles,) if isinstance(particles, int) else particles
     request = _Request(names, numbers, annealing, guide, split, max_sequences, seed)
     request.check()
-    run.evaluations()  # a damaged file is said to be one before anything is computed that has to go into it
+    # What keeps results from being written is said before they are computed.
+    check_writable(run.path)
+    run.evaluations()
     data = data_of(run.experiment, transforms)
     plan = data.plan(split, max_sequences)
     records, digest = [], run.parameters_digest()

@@ -75,6 +75,12 @@ def writing_to(path: Path) -> Iterator[None]:
         ) from error
 
 
+def check_writable(folder: Path) -> None:
+    """Raises UserError where nothing can be written to a folder: said before hours of work that would end in it."""
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"expected to be able to write to '{folder}', found that it cannot be; permit it")
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Other processes that ask for the same wait until the context ends; where the system has no locks, they do not."""

@@ -20,7 +20,7 @@ from ppl_tvae.errors import NoFrameScore, UserError, unknown_name
 from ppl_tvae.evaluation import evaluate
 from ppl_tvae.experiments import Column, Reproduction, experiment_of_the_paper
 from ppl_tvae.figures import draw_figures, figure_file, old_figures
-from ppl_tvae.files import write
+from ppl_tvae.files import alone_in, write
 from ppl_tvae.plain import to_json
 from ppl_tvae.runs import Run, estimate_name, open_run
 from ppl_tvae.seeds import run_of, train_seeds
@@ -195,7 +195,9 @@ def _numbers(run: Run, experiment: Reproduction, count: int, device: str, quiet:
         with suppress(NoFrameScore):  # of some guides and priors: their cells stay empty
             evaluate(run, estimators="released-is", particles=_PARTICLES, max_sequences=count, **place)
     if not wanted["diagnosis"] <= set(_diagnosed(run, asked)):
-        run.save_diagnosis(run.present_diagnosis() | equivariance_metrics(run, num_sequences=count, **place))
+        found = equivariance_metrics(run, num_sequences=count, **place)
+        with alone_in(run.path):  # what a `diagnose` has found meanwhile stays
+            run.save_diagnosis(run.present_diagnosis() | found)
     values = _evaluated(run, asked) | _diagnosed(run, asked)
     return {column.name: values[column.name] for column in experiment.columns if column.name in values}
 

@@ -303,6 +303,16 @@ def test_no_permission_to_write(tmp_path, capsys, monkeypatch):
     assert "found: Permission denied" in told
 
 
+@pytest.mark.parametrize("command", ["evaluate", "diagnose"])
+def test_a_run_that_cannot_be_written_to_is_refused_before_the_work(command, trained, capsys, monkeypatch):
+    def began(*_: object) -> None:
+        raise AssertionError("computed what cannot be written")
+
+    monkeypatch.setattr(f"ppl_tvae.{'evaluation' if command == 'evaluate' else 'diagnosis'}.evaluator", began)
+    monkeypatch.setattr(files.os, "access", lambda *_: False)
+    assert "expected to be able to write to" in fails([command, str(trained / "run")], capsys)
+
+
 def test_a_diverged_run_exits_with_3(tmp_path, capsys):
     told = fails(small_arguments(tmp_path, "pyro", tmp_path / "run", learning_rate=1e30), capsys, code=3)
     assert "the loss at step" in told

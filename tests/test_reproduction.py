@@ -102,6 +102,20 @@ def test_what_is_there_is_kept_and_what_was_interrupted_goes_on(small, monkeypat
     assert trained == ["train", "train", "resume"]
 
 
+def test_what_diagnose_finds_while_a_table_is_measured_stays(small, monkeypatch):
+    folder, settings = small
+    measured = reproduction.equivariance_metrics
+
+    def with_another_beside(run, **options):
+        found = measured(run, **options)
+        run.save_diagnosis({"prior_ranks": {}})
+        return found
+
+    monkeypatch.setattr(reproduction, "equivariance_metrics", with_another_beside)
+    reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
+    assert open_run(folder / "vae-seed0").diagnosis().keys() >= {"prior_ranks", "equivariance"}
+
+
 def test_ctrl_c_in_the_last_chunk_of_a_run_begins_nothing_further(small, monkeypatch):
     folder, settings = small
     account = Loop._account
