@@ -68,11 +68,14 @@ _LIKELIHOODS = (
     Column("elbo", "ELBO", "ours"),
     Column("iwae-100", "IWAE-100", "ours"),
 )
+# Of both errors what they are for codes that have seen no frames: below that alone they say anything.
 _EQUIVARIANCE = (
     Column("equivariance_error", "E_eq", "paper", of="diagnosis"),
     Column("centred_equivariance_error", "centred E_eq", "ours", of="diagnosis"),
+    Column("centred_equivariance_error_of_prior", "centred E_eq, prior draws", "ours", of="diagnosis"),
     Column("image_error_rolled", "image error, rolled", "ours", of="diagnosis"),
     Column("image_error_rolled_minus_not_rolled", "rolled - not rolled", "ours", of="diagnosis"),
+    Column("image_error_mean_frame", "image error, mean frame", "ours", of="diagnosis"),
 )
 
 # Beside each the same of codes drawn from the prior: a W that rolls makes any code roll.

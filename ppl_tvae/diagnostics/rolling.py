@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppl_tvae.data import Plan, SequenceData
+from ppl_tvae.data import Plan, SequenceData, parts
 from ppl_tvae.diagnostics import equivariance
 from ppl_tvae.inference import bounds
 
@@ -16,12 +16,16 @@ _IMAGE = "squared error per pixel"
 EQUIVARIANCE = {
     "equivariance_error": ("L1, summed", "E_eq of the paper; low also for a code that is constant over positions"),
     "centred_equivariance_error": ("L1, summed", "E_eq after each capsule's mean is taken away; low only if it rolls"),
+    "equivariance_error_of_prior": ("L1, summed", "E_eq of codes drawn from the prior, which have seen no frames"),
+    "centred_equivariance_error_of_prior": ("L1, summed", "the same, centred: what the lattice alone gives"),
     "image_error_rolled": (_IMAGE, "frames decoded from the first frame's code, rolled"),
     "image_error_not_rolled": (_IMAGE, "the same, not rolled"),
     "image_error_rolled_minus_not_rolled": (_IMAGE, "their paired difference: below zero where rolling helps"),
     "image_error_random_roll": (_IMAGE, "the same, rolled by random amounts"),
     "image_error_reconstruction": (_IMAGE, "frames decoded from their own code"),
+    "image_error_mean_frame": (_IMAGE, "the mean frame of training sequences: what no code has to be below"),
 }
+_TRAINING_SEQUENCES = 200  # of the mean frame
 _BY_TRANSFORM = ("image_error_rolled", "image_error_not_rolled", "image_error_rolled_minus_not_rolled")
 
 
@@ -39,18 +43,22 @@ class Rolls(NamedTuple):
 
 def measured(ready: Any, data: SequenceData, batches: Iterable[tuple[int, Plan]], seed: int) -> Rolls | None:
     """The measures of every sequence; None for a program without a site t of event shape (S, C, D)."""
-    parts = []
+    measures = []
+    mean_frame = None
     for index, part in batches:
         t = ready.latents(part, index).get("t")
         if not equivariance.rolls(t, data.num_timesteps):
             return None
-        metrics = _of_a_batch(ready, t, ready.frames(part), np.random.default_rng([seed, index]))
+        if mean_frame is None:
+            mean_frame = _mean_frame(ready, data)
+        of_prior = ready.prior(part, index).sites["t"][0]
+        rng = np.random.default_rng([seed, index])
+        metrics = _errors_of_codes(t, of_prior) | _errors_of_images(ready, t, ready.frames(part), mean_frame, rng)
         reaches, times = first_value_times(moving_indices(data, part))
-        codes = (t, ready.prior(part, index).sites["t"][0])
-        offsets = (equivariance.estimated_offsets(code, np.zeros_like(times), times) for code in codes)
-        parts.append(Rolls(metrics, reaches, times, *offsets))
-    metrics = {name: np.concatenate([part.metrics[name] for part in parts]) for name in EQUIVARIANCE}
-    return Rolls(metrics, *(np.concatenate([part[place] for part in parts]) for place in range(1, 5)))
+        offsets = (equivariance.estimated_offsets(code, np.zeros_like(times), times) for code in (t, of_prior))
+        measures.append(Rolls(metrics, reaches, times, *offsets))
+    metrics = {name: np.concatenate([each.metrics[name] for each in measures]) for name in EQUIVARIANCE}
+    return Rolls(metrics, *(np.concatenate([each[place] for each in measures]) for place in range(1, 5)))
 
 
 def moving_indices(data: SequenceData, plan: Plan) -> np.ndarray:
@@ -141,17 +149,37 @@ def _mean(values: np.ndarray) -> dict[str, float | None]:
     return {"value": float(values.mean()), "standard_error": error}
 
 
-def _of_a_batch(ready: Any, t: np.ndarray, frames: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Every metric of each sequence, (batch,)."""
+def _mean_frame(ready: Any, data: SequenceData) -> np.ndarray:
+    """The mean over training sequences and times of their frames as observed, (height, width, channel)."""
+    plan = data.plan("train", _TRAINING_SEQUENCES)
+    sums = [ready.frames(part).sum(axis=0, dtype=np.float64).mean(axis=0) for _, part in parts(plan)]
+    return np.sum(sums, axis=0) / len(plan.image)
+
+
+def _errors_of_codes(t: np.ndarray, of_prior: np.ndarray) -> dict[str, np.ndarray]:
+    """Every metric of codes alone, of each sequence, (batch,)."""
+    return {
+        f"{name}{ending}": equivariance.equivariance_error(code, centred)
+        for code, ending in ((t, ""), (of_prior, "_of_prior"))
+        for name, centred in (("equivariance_error", False), ("centred_equivariance_error", True))
+    }
+
+
+def _errors_of_images(
+    ready: Any, t: np.ndarray, frames: np.ndarray, mean_frame: np.ndarray, rng: np.random.Generator
+) -> dict[str, np.ndarray]:
+    """Every metric of images, of each sequence, (batch,)."""
     still = np.repeat(t[:, :1], t.shape[1], axis=1)
     places = (np.arange(t.shape[3]) - rng.integers(t.shape[3], size=(*t.shape[:2], 1))) % t.shape[3]
     random = np.take_along_axis(still, places[:, :, None], axis=3)
     codes = {"rolled": equivariance.rolled_from(t, 0), "not_rolled": still, "random_roll": random, "reconstruction": t}
-    errors = {f"image_error_{name}": (ready.decode(code, "t") - frames)[:, 1:] ** 2 for name, code in codes.items()}
-    image = {name: error.mean(axis=(1, 2, 3, 4)) for name, error in errors.items()}
-    return {
-        "equivariance_error": equivariance.equivariance_error(t),
-        "centred_equivariance_error": equivariance.equivariance_error(t, centred=True),
+    shown = {name: ready.decode(code, "t") for name, code in codes.items()} | {"mean_frame": mean_frame}
+    image = {f"image_error_{name}": _image_error(images, frames) for name, images in shown.items()}
+    return image | {
         "image_error_rolled_minus_not_rolled": image["image_error_rolled"] - image["image_error_not_rolled"],
-        **image,
     }
+
+
+def _image_error(images: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """Squared differences averaged over pixels and over all frames but the first, (batch,)."""
+    return ((images - frames)[:, 1:] ** 2).mean(axis=(1, 2, 3, 4))

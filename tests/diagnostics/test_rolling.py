@@ -5,16 +5,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from ppl_tvae.data import Plan
+from ppl_tvae.data import SEQUENCES_PER_BATCH, Plan, parts
 from ppl_tvae.diagnostics import rolling
 from ppl_tvae.diagnostics.equivariance import capsule_correlation, equivariance_error
 from tests.conftest import STANDARD_ERRORS
 
 S, C, D = 6, 3, 6
+TRAINING = 150  # sequences, more than a batch
 DATA = SimpleNamespace(
     transforms=("rotation", "hue"),
     num_timesteps=S,
     moving_indices=lambda plan: (plan.phase[:, None] + np.arange(S)) % S,
+    plan=lambda split, limit: {"train": a_plan(TRAINING)}[split].at(slice(limit)),
 )
 
 
@@ -79,6 +81,19 @@ def test_errors_of_codes_that_roll_by_hand():
     assert abs(difference.mean()) < STANDARD_ERRORS * difference.std() / 50**0.5
 
 
+def test_references_that_have_seen_no_frames_by_hand():
+    """The mean frame is of all training sequences and times; the prior's errors are those of its own codes."""
+    plan = a_plan(20)
+    found = rolling.measured(Evaluator(), DATA, [(3, plan)], seed=0).metrics
+    assert TRAINING > SEQUENCES_PER_BATCH
+    shown = np.concatenate([Evaluator().frames(part) for _, part in parts(a_plan(TRAINING))])
+    error = (Evaluator().frames(plan) - shown.mean(axis=(0, 1)))[:, 1:] ** 2
+    np.testing.assert_allclose(found["image_error_mean_frame"], error.mean(axis=(1, 2, 3, 4)))
+    prior = Evaluator().prior(plan, 3).sites["t"][0]
+    np.testing.assert_allclose(found["equivariance_error_of_prior"], equivariance_error(prior))
+    np.testing.assert_allclose(found["centred_equivariance_error_of_prior"], equivariance_error(prior, centred=True))
+
+
 def test_errors_of_noise_by_hand():
     """Of independent standard normals a squared difference is 2 in the mean; each batch has rolls of its own."""
 
@@ -118,7 +133,7 @@ def test_first_times_are_those_of_phases_and_of_any_values():
 
 
 def test_without_a_known_factor_there_is_no_correlation_but_errors():
-    data = SimpleNamespace(transforms=("none",), num_timesteps=S)
+    data = SimpleNamespace(transforms=("none",), num_timesteps=S, plan=DATA.plan)
     plan = a_plan(10)._replace(transform=np.zeros(10, np.int32))
     (record,) = rolling.by_transform(rolling.measured(Evaluator(), data, [(0, plan)], seed=0), data, plan)
     assert record["capsule_correlation_pooled"] == {"value": None, "standard_error": None}
