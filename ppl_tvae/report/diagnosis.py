@@ -109,12 +109,15 @@ _COLUMNS = {
     "image_error_rolled": "image error, rolled",
     "image_error_not_rolled": "not rolled",
     "image_error_rolled_minus_not_rolled": "difference",
+    "image_error_mean_frame": "mean frame",
 }
+_UNKNOWN = {"value": None, "standard_error": None}  # to earlier versions
 
 
 def _by_transform(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -> list[Any]:
     rows = [
-        [own["transform"], str(own["num_sequences"]), *(_measured(own[column]) for column in _COLUMNS)] for own in found
+        [own["transform"], str(own["num_sequences"]), *(_measured(own.get(column, _UNKNOWN)) for column in _COLUMNS)]
+        for own in found
     ]
     caption = (
         "value ± standard error over sequences (CapCorr: jackknife). CapCorr takes the first time at which the moving "
@@ -123,7 +126,9 @@ def _by_transform(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -
     return [
         Table(caption, ("transform", "sequences", *_COLUMNS.values()), rows),
         "Beside each CapCorr stands that of codes drawn from the prior, which have seen no frames: a W that rolls "
-        "makes any code roll. Only a CapCorr above that is evidence of what was learned.",
+        "makes any code roll. Only a CapCorr above that is evidence of what was learned. The mean frame of training "
+        "sequences is what no code has to be below: an error that is not has shown a blur, and a code at rest may be "
+        "worse.",
     ]
 
 

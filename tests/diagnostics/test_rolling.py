@@ -89,9 +89,10 @@ def test_references_that_have_seen_no_frames_by_hand():
     shown = np.concatenate([Evaluator().frames(part) for _, part in parts(a_plan(TRAINING))])
     error = (Evaluator().frames(plan) - shown.mean(axis=(0, 1)))[:, 1:] ** 2
     np.testing.assert_allclose(found["image_error_mean_frame"], error.mean(axis=(1, 2, 3, 4)))
-    prior = Evaluator().prior(plan, 3).sites["t"][0]
-    np.testing.assert_allclose(found["equivariance_error_of_prior"], equivariance_error(prior))
-    np.testing.assert_allclose(found["centred_equivariance_error_of_prior"], equivariance_error(prior, centred=True))
+    draws = [Evaluator().prior(plan, number).sites["t"][0] for number in range(30, 40)]  # those of batch 3
+    for name, centred in (("equivariance_error", False), ("centred_equivariance_error", True)):
+        by_hand = sum(equivariance_error(draw, centred) for draw in draws) / 10
+        np.testing.assert_allclose(found[f"{name}_of_prior"], by_hand)
 
 
 def test_errors_of_noise_by_hand():
@@ -115,9 +116,17 @@ def test_the_prior_is_measured_at_the_same_times(records):
     """Draws that do not roll at all correlate only where the first frame is compared with itself: offset 0 is right."""
     by_name, plan, rolls = records
     own = (plan.transform == 0) & (rolls.true_offsets > 0)
-    found = capsule_correlation(rolls.offsets_of_prior[own], rolls.true_offsets[own])
-    assert abs(found).max() < STANDARD_ERRORS / own.sum() ** 0.5
+    draws, count = rolls.offsets_of_prior.shape[1], own.sum()
+    found = capsule_correlation(np.concatenate(rolls.offsets_of_prior[own]), np.repeat(rolls.true_offsets[own], draws))
+    assert abs(found).max() < STANDARD_ERRORS / (draws * count) ** 0.5
     assert by_name["rotation"]["capsule_correlation_per_capsule_of_prior"]["value"] < 0.6
+    known = plan.transform == 0
+    by_hand = capsule_correlation(
+        np.concatenate(rolls.offsets_of_prior[known]), np.repeat(rolls.true_offsets[known], draws)
+    )
+    measured = by_name["rotation"]["capsule_correlation_per_capsule_of_prior"]
+    assert measured["value"] == pytest.approx(by_hand.mean())
+    assert 0 < measured["standard_error"] < 2 / (draws * known.sum()) ** 0.5
     assert (rolls.offsets_of_prior[rolls.true_offsets == 0] == 0).all()
 
 
