@@ -56,14 +56,17 @@ def has_inexact_kl(distribution: Any) -> bool:
     distribution torch says infinity.
     """
     names = {"ContinuousBernoulli", "FoldedDistribution", "Kumaraswamy", "MaskedDistribution"}
-    return not names.isdisjoint(_layers(distribution))
+    return not names.isdisjoint(parts(distribution))
 
 
-def _layers(distribution: Any) -> Iterator[str]:
-    """The names of a distribution's class and of those that it is made from, one in the other."""
-    while distribution is not None:
-        yield type(distribution).__name__
-        distribution = getattr(distribution, "base_dist", None)
+def parts(distribution: Any) -> Iterator[str]:
+    """The names of a distribution's class and of all that it is made from: wrapped, transformed, mixed."""
+    yield type(distribution).__name__
+    for name in ("base_dist", "component_distribution", "component0", "component1"):
+        if (inner := getattr(distribution, name, None)) is not None:
+            yield from parts(inner)
+    for inner in getattr(distribution, "component_distributions", ()):
+        yield from parts(inner)
 
 
 def log_density_name(part: str) -> str:
@@ -97,7 +100,7 @@ def check_is_no_factor(part: str, site: str, distribution: Any) -> None:
 
 def check_is_no_point(part: str, site: str, distribution: Any) -> None:
     """Raises UserError for a point mass: its log-probability is of another kind than a log density, and no bound."""
-    if "Delta" in _layers(distribution):
+    if "Delta" in parts(distribution):
         raise UserError(
             f"expected distributions with a density at the sites of the {part}, found the point mass Delta at "
             f"'{site}', whose log-probability is no log density; make it a narrow Normal, or a deterministic site"

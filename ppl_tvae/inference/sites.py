@@ -209,19 +209,6 @@ def check_shapes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
             )
 
 
-def check_unseen(before: Any, after: Any) -> None:
-    """Raises UserError where the density of a pixel hangs on that pixel: it would be told what it has to predict.
-
-    before, after: log-densities of the pixel's own value, beside frames as they are and frames with another pixel.
-    """
-    if not bool(((after == before) | (abs(after - before) <= 1e-5 * (1 + abs(before)))).all()):
-        raise UserError(
-            f'expected the distribution of a pixel at site "{OBSERVED}" not to depend on that pixel of the frames, '
-            f"found that it does, with which log p(x) is that of no model; give it what comes before alone, shifted "
-            f"by a frame"
-        )
-
-
 def _is_within(support: Any, value: Any) -> bool:
     """Whether all of a value lies in a support."""
     return bool(support.check(value).all())

@@ -249,6 +249,35 @@ def test_densities_of_angles_that_repeat_are_refused():
         check_pyro(Program(model, guide), torch.full(SHAPE, 0.3))
 
 
+def test_angles_and_points_within_mixtures_are_refused():
+    weights = pyro_dist.Categorical(logits=torch.zeros(2))
+    angles = pyro_dist.MixtureSameFamily(weights, pyro_dist.VonMises(torch.zeros(2), torch.ones(2)))
+    with pytest.raises(UserError, match="with one density in all, found VonMises"):
+        check_pyro(_of_one_latent("pyro", angles, pyro_dist.Normal(torch.zeros(()), 1.0)), torch.full(SHAPE, 0.3))
+    parts = [numpyro_dist.Delta(0.0), numpyro_dist.Normal(0.0, 1.0)]
+    spike = numpyro_dist.MixtureGeneral(
+        numpyro_dist.Categorical(logits=jnp.zeros(2)), parts, support=numpyro_dist.constraints.real
+    )
+    with pytest.raises(UserError, match="the point mass Delta at 'z'"):
+        check_numpyro(_of_one_latent("numpyro", spike, parts[1]), jnp.full(SHAPE, 0.3))
+
+
+def _of_one_latent(host, prior, posterior):
+    ppl, dist, xp, _ = HOSTS[host]
+
+    def model(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            z = ppl.sample("z", prior)
+            loc = z.reshape(-1, 1, 1, 1, 1) + xp.zeros(SHAPE[1:])
+            ppl.sample("x", dist.Normal(loc, 1.0).to_event(4), obs=frames)
+
+    def guide(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            ppl.sample("z", posterior)
+
+    return Program(model, guide)
+
+
 def test_running_statistics_are_refused():
     """What `flax_module` keeps for them; torch's are found by what they do to log p(x, z)."""
 

@@ -1,9 +1,12 @@
 """What is wrong with a program, in one sentence, before it is trained: found by running it once on a batch."""
 
+import zlib
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -16,9 +19,11 @@ from ppl_tvae.inference.description import (
     check_site_names,
     distribution_name,
     log_density_name,
+    parts,
     site_row,
     unwrapped,
 )
+from ppl_tvae.inference.order import Look, check_order
 from ppl_tvae.inference.pyro.tracing import (
     Trace,
     as_trace,
@@ -30,6 +35,7 @@ from ppl_tvae.inference.pyro.tracing import (
     log_prob,
     observed_sites,
     replayed,
+    total,
     traced,
 )
 from ppl_tvae.inference.sites import (
@@ -43,7 +49,6 @@ from ppl_tvae.inference.sites import (
     check_own_names,
     check_reparameterised,
     check_shapes,
-    check_unseen,
     check_within,
     plate_axis,
 )
@@ -71,7 +76,7 @@ def check_program(program: Program, frames: Tensor, likelihood: str = "") -> Non
         _check_fixed(guide_trace, replayed(program.guide, frames, guide_trace))
         _check_apart("guide", program.guide, frames, guide_trace)
         _check_apart("model", program.model, frames, model_trace)
-        _check_unseen(program.model, frames, model_trace)
+        _check_order(program.model, frames, model_trace)
         _check_sizes(program, frames)
 
 
@@ -173,7 +178,8 @@ def _check_scale(part: str, name: str, site: Site) -> None:
 
 def _check_circle(name: str, modelled: Site) -> None:
     """torch has densities of angles repeat over the real line, where they integrate to anything."""
-    if (found := distribution_name(modelled["fn"])) in ("VonMises", "SineBivariateVonMises"):
+    found = next((part for part in parts(modelled["fn"]) if part in ("VonMises", "SineBivariateVonMises")), None)
+    if found is not None:
         raise UserError(
             f"expected a prior of site '{name}' with one density in all, found {found}, whose density torch repeats "
             f"beyond the circle; take --backend numpyro, or two normal latents of which the site is the angle"
@@ -214,29 +220,42 @@ def _check_apart(part: str, function: Any, frames: Tensor, sites: Trace) -> None
             )
 
 
-def _check_unseen(model: Any, frames: Tensor, sites: Trace) -> None:
-    """The distribution of a pixel must not depend on that pixel; on what comes before it may.
+def _check_order(model: Any, frames: Tensor, sites: Trace) -> None:
+    """Raises UserError where a pixel's distribution depends on that pixel, or frames on each other.
 
     sites: of the model at draws from the guide.
     """
+    copies = torch.zeros(len(frames), dtype=torch.int64)
+    latents = {name: site["value"].index_select(plate_axis(site), copies) for name, site in latent_sites(sites).items()}
+    sequences = frames[copies]
+
+    def look(shown: np.ndarray, simulated: bool) -> Look:
+        if simulated:
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                found = traced(_SeededBySite()(model), torch.as_tensor(shown, device=frames.device))
+        else:
+            found = replayed(model, torch.as_tensor(shown, device=frames.device), as_trace(latents))
+        log_prior = total(latent_sites(found))
+        return Look(*(each.numpy(force=True) for each in (*_of_pixels(found.nodes[OBSERVED], sequences), log_prior)))
+
     discrete = sites.nodes[OBSERVED]["fn"].support.is_discrete
-    others = 1 - frames if discrete else torch.where(frames < 0.5, 0.75, 0.25).to(frames.dtype)
-    middle = (*(size // 2 for size in frames.shape[1:-1]), 0)  # not of the last channel: a mask may come in it
-    for pixel in (middle, tuple(size - 1 for size in frames.shape[1:])):
-        at: tuple[slice | int, ...] = (slice(None), *pixel)
-        with_other = frames.clone()
-        with_other[at] = others[at]
-        changed = replayed(model, with_other, sites)
-        check_unseen(*(_of_pixel(each.nodes[OBSERVED], frames, at) for each in (sites, changed)))
+    others = 1 - sequences if discrete else torch.where(sequences < 0.5, 0.75, 0.25).to(sequences.dtype)
+    check_order(sequences.numpy(force=True), others.numpy(force=True), look)
 
 
-def _of_pixel(site: Site, frames: Tensor, at: tuple[slice | int, ...]) -> Tensor:
-    """Log-density of a pixel's value in frames, or of the pixels that it has one with; 0 where a mask leaves it out."""
-    density = unwrapped(site["fn"]).log_prob(frames)
-    counts = counted(site)
-    if density.ndim < frames.ndim:
-        counts = counts.flatten(density.ndim).all(dim=-1)
-    return torch.where(counts, density, 0.0)[at[: density.ndim]]
+class _SeededBySite(Messenger):
+    """Each site has noise of its own, as NumPyro's have, whatever those before it took of theirs."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        torch.manual_seed(zlib.crc32(msg["name"].encode()))
+
+
+def _of_pixels(site: Site, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-densities of the pixels in frames, 0 where a mask leaves one out; and which pixels none leaves out."""
+    density, counts = unwrapped(site["fn"]).log_prob(frames), counted(site)
+    count = counts.flatten(density.ndim).all(dim=-1) if density.ndim < frames.ndim else counts
+    return torch.where(count, density, 0.0), counts
 
 
 def _check_sizes(program: Program, frames: Tensor) -> None:

@@ -1,0 +1,138 @@
+"""Whether frames have an order: on dependence that is known by hand, and on programs of both hosts."""
+
+import numpy as np
+import pytest
+
+from ppl_tvae.errors import UserError
+from ppl_tvae.inference.order import Look, check_order
+from ppl_tvae.program import Program
+from tests.inference.test_checks import HOSTS
+
+SHAPE = (3, 5, 2, 2, 1)  # 3 sequences of 5 frames
+
+
+def check_graph(weights, prior=0.0):
+    """A model of Gaussian pixels whose means are weights @ the pixels of their sequence; prior: the same of latents."""
+    size = weights.shape[0]
+    sequences = np.repeat(np.random.default_rng(0).random((1, size, 1, 1, 1)), 3, axis=0)
+
+    def look(shown, simulated):
+        flat = shown.reshape(3, size)
+        latents = np.random.default_rng(1).normal(size=3) + (flat * prior).sum(-1) * simulated
+        means = flat @ weights.T + latents[:, None]
+        densities = -((sequences.reshape(3, size) - means) ** 2).reshape(sequences.shape)
+        log_prior = -((latents - (flat * prior).sum(-1)) ** 2)
+        return Look(densities, np.ones(sequences.shape, bool), log_prior)
+
+    check_order(sequences, 1 - sequences, look)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_graph_with_an_order_passes_and_one_edge_back_is_found(seed):
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(7)
+    weights = np.zeros((7, 7))
+    weights[np.ix_(order, order)] = np.tril(rng.random((7, 7)) + 0.1, -1)
+    check_graph(weights)
+    first, last = order[1], order[5]
+    weights[first, last] = 0.3
+    with pytest.raises(UserError, match=r"an order of the frames.* frames \d and \d depend on each other"):
+        check_graph(weights)
+
+
+def test_a_cycle_of_many_and_a_frame_of_its_own():
+    check_graph(np.zeros((6, 6)))
+    with pytest.raises(UserError, match="frames 0 and 1 depend on each other"):
+        check_graph(np.roll(np.eye(6), 1, axis=0))
+    for own in range(6):
+        with pytest.raises(UserError, match=f"not to depend on that pixel.* at frame {own}"):
+            check_graph(np.diag(np.arange(6) == own).astype(float))
+
+
+def test_a_prior_that_sees_what_it_explains():
+    with pytest.raises(UserError, match="by latents whose prior is computed from frames"):
+        check_graph(np.zeros((4, 4)), prior=np.eye(4)[0] + np.eye(4)[3])
+    with pytest.raises(UserError, match=r"not to depend on that pixel.* at frame 0"):
+        check_graph(np.zeros((1, 1)), prior=np.ones(1))
+
+
+def seen_by(kind, xp, frames):
+    """What the distributions of frames are computed from, or of latents, shaped as the frames."""
+    before = xp.concatenate([xp.zeros_like(frames[:, :1]), frames[:, :-1]], 1)
+    if kind == "both ways":
+        return before + xp.concatenate([frames[:, 1:], xp.zeros_like(frames[:, :1])], 1)
+    if kind == "ring":
+        return xp.roll(frames, 1, 1)
+    if kind == "first":
+        return xp.concatenate([frames[:, :1], frames[:, :-1]], 1)
+    return {"before": before, "itself": frames, "none": xp.zeros_like(frames)}[kind]
+
+
+def program(host, frames_see="none", prior_sees="none", latent="Normal", covariate=False):
+    """z of a positive or real number for each frame: priors and frames may see frames."""
+    ppl, dist, xp, _ = HOSTS[host]
+
+    def draws(seen):
+        level = seen.mean((2, 3, 4))
+        if latent == "Gamma":
+            return dist.Gamma(1.0 + level, xp.ones(level.shape)).to_event(1)
+        return dist.Normal(level, 1.0).to_event(1)
+
+    def model(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            condition = frames[..., 1:] if covariate else frames
+            z = ppl.sample("z", draws(seen_by(prior_sees, xp, condition)))
+            loc = z.reshape(*z.shape, 1, 1, 1) + seen_by(frames_see, xp, frames)
+            pixels = dist.Normal(loc, 1.0)
+            if covariate:
+                pixels = pixels.mask(xp.asarray([True, False]))
+            ppl.sample("x", pixels.to_event(4), obs=frames)
+
+    def guide(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            ppl.sample("z", draws(frames[..., :1]))
+
+    return Program(model, guide)
+
+
+def frames_of(host, channels=1):
+    shape = (*SHAPE[:-1], channels)
+    values = np.random.default_rng(0).random(shape).astype(np.float32)
+    return HOSTS[host][2].asarray(values)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"frames_see": "before"},
+        {"prior_sees": "before"},
+        {"frames_see": "before", "prior_sees": "before", "latent": "Gamma"},
+        {"prior_sees": "before", "latent": "Gamma"},
+    ],
+)
+def test_what_looks_back_passes(host, settings):
+    HOSTS[host][3](program(host, **settings), frames_of(host))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_channel_that_is_given_and_not_observed_may_be_seen_by_all(host):
+    HOSTS[host][3](program(host, prior_sees="itself", covariate=True), frames_of(host, channels=2))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("seen", ["first", "itself", "ring", "both ways"])
+@pytest.mark.parametrize("part", ["frames_see", "prior_sees"])
+def test_what_sees_itself_in_whatever_way_is_refused(host, part, seen):
+    words = {"ring": "frames 0 and 1 depend", "both ways": "frames 0 and 1 depend"}
+    if (part, seen) == ("prior_sees", "itself"):
+        words = {"itself": "not to depend on that pixel of the frames, found that it does at frame"}
+    with pytest.raises(UserError, match=words.get(seen, "not to depend on that pixel.* at frame")):
+        HOSTS[host][3](program(host, **{part: seen}), frames_of(host))
+
+
+def test_long_sequences_are_looked_at_here_and_there():
+    weights = np.tril(np.ones((50, 50)), -1)
+    check_graph(weights)
+    with pytest.raises(UserError, match="frames 0 and 49 depend on each other"):
+        check_graph(np.eye(50)[::-1] * (np.arange(50) % 49 == 0))
