@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import random
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -33,13 +34,28 @@ def assemble(experiment: Experiment, backend: str) -> Program:
     if experiment.program_file is not None:
         _check_is_the_same("program", experiment.program_file, experiment.program_digest)
         _check_written_for(backend, experiment.program_file)
-        if backend == "numpyro":
-            return load_program(experiment.program_file)
-        random = import_module("torch").random
-        with random.fork_rng():  # modules that are made when the file runs draw their weights then
-            random.manual_seed(experiment.seed)
+        with _seeded(experiment.seed, backend):  # what is drawn when the file runs, such as modules' weights
             return load_program(experiment.program_file)
     return _named(experiment, backend)
+
+
+@contextmanager
+def _seeded(seed: int, backend: str) -> Iterator[None]:
+    """The generators that a program's file may draw from begin with the seed, and go on as before afterwards."""
+    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a user's file may draw from it
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    try:
+        if backend == "numpyro":
+            yield
+        else:
+            torch_random = import_module("torch").random
+            with torch_random.fork_rng():
+                torch_random.manual_seed(seed)
+                yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def _named(experiment: Experiment, backend: str) -> Program:

@@ -1,9 +1,12 @@
 """A program that has nothing to do with capsules: Bayesian linear regression of each sequence on time."""
 
+import random
+
 import numpy as np
 import pytest
 
-from ppl_tvae import cli
+from ppl_tvae import Experiment, cli
+from ppl_tvae.assembly import assemble
 from ppl_tvae.runs import open_run
 
 PROGRAM = '''
@@ -73,3 +76,22 @@ def test_regression_trains_and_is_evaluated_to_its_exact_evidence(tmp_path, monk
     assert records["iwae", 500]["notes"]["verdict"].startswith("reliable")
     calibration = run.diagnosis()["calibration"]
     assert all(each["verdict"].startswith("within") for each in calibration.values())
+
+
+@pytest.mark.parametrize("backend", ["numpyro", "pyro"])
+def test_what_is_drawn_when_the_file_runs_is_of_the_seed(backend, tmp_path):
+    """Each command runs the file anew: what it draws must be what the parameters were trained with."""
+    path = tmp_path / "drawn.py"
+    path.write_text(
+        f"import random, {backend}, numpy\nDRAWN = random.random(), numpy.random.rand()\n"
+        "def model(frames): return DRAWN\ndef guide(frames): return DRAWN\n"
+    )
+
+    def drawn(seed):
+        return assemble(Experiment(model=str(path), backend=backend, seed=seed).resolved(), backend).model(None)
+
+    before = random.getstate()
+    assert drawn(0) == drawn(0)
+    assert drawn(0)[0] != drawn(1)[0]
+    assert drawn(0)[1] != drawn(1)[1]
+    assert random.getstate() == before

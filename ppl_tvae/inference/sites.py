@@ -10,7 +10,7 @@ from typing import Any
 from array_api_compat import array_namespace
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.description import distribution_name
+from ppl_tvae.inference.description import distribution_name, log_density_name
 from ppl_tvae.program import OBSERVED, PLATE
 
 Site = dict[str, Any]
@@ -122,7 +122,10 @@ def check_latents(guided: Mapping[str, Site], modelled: Mapping[str, Site]) -> N
             f"expected the guide to draw every latent of the model, found no site '{name}' in it; add it{instead}"
         )
     for name in guided.keys() - modelled.keys():
-        raise UserError(f"expected the model to have every site of the guide, found no site '{name}' in it; remove it")
+        instead = (
+            "draw the model's latents by their names in place of an automatic guide" if "_auto" in name else "remove it"
+        )
+        raise UserError(f"expected the model to have every site of the guide, found no site '{name}' in it; {instead}")
     for name, site in modelled.items():
         if guided[name]["value"].shape != site["value"].shape:
             raise UserError(
@@ -150,7 +153,11 @@ def check_log_prob(part: str, name: str, values: Any, batch: int) -> None:
             f"{values.shape}; check the plate and .to_event"
         )
     if not array_namespace(values).isfinite(values).all():
-        raise UserError(f"expected a finite log-probability at site '{name}' of the {part}, found {values.min()}")
+        at_ends = "; of a density that has none at the ends of its support, such as Beta, keep the frames off them"
+        raise UserError(
+            f"expected a finite log-probability at site '{name}' of the {part}, found {values.min()}"
+            f"{at_ends if name == OBSERVED else ''}"
+        )
 
 
 def check_axis(part: str, name: str, site: Site) -> None:
@@ -158,7 +165,8 @@ def check_axis(part: str, name: str, site: Site) -> None:
     if plate_axis(site) != -site["value"].ndim:
         raise UserError(
             f"expected the plate '{PLATE}' on the first axis of site '{name}' of the {part}, found another axis of "
-            f"{tuple(site['value'].shape)}; give it a dim to the left of the other plates, such as dim=-2"
+            f"{tuple(site['value'].shape)}; give it a dim to the left of the other plates, such as dim=-2; in place of "
+            f"a scan, which puts time first, write a loop with a site for each time"
         )
 
 
@@ -178,8 +186,9 @@ def check_cover(name: str, guided: Site, modelled: Site) -> None:
     """A guide that cannot reach what the prior draws has no bound: its weights never see that part."""
     if not _is_within(guided["fn"].support, modelled["value"]):
         raise UserError(
-            f"expected the guide to cover the prior of site '{name}', found the support {guided['fn'].support} in the "
-            f"guide and {modelled['fn'].support} in the model; choose a guide with the model's support"
+            f"expected the guide to cover the prior of site '{name}', found the support "
+            f"{_in_short(guided['fn'].support)} in the guide and {_in_short(modelled['fn'].support)} in the model; "
+            f"choose a guide with the model's support"
         )
 
 
@@ -195,8 +204,26 @@ def check_within(name: str, guided: Site, modelled: Site) -> None:
     if not all(_is_within(support, each) for each in tried):
         raise UserError(
             f"expected the guide's draws of site '{name}' within the support of its prior, "
-            f"{support}, found {guided['fn'].support}; choose a guide with the model's support"
+            f"{_in_short(support)}, found {_in_short(guided['fn'].support)}; choose a guide with the model's support"
         )
+
+
+def changes_by_chance(part: str, before: Any, after: Any) -> UserError:
+    """What is said where the log density of a sequence at the same draws is another when it is asked for again."""
+    return UserError(
+        f"expected the {part} to give the same {log_density_name(part)} at the same draws, found {before:.8g} and then "
+        f"{after:.8g} for the first sequence; mend the {part}: no operation in it, such as dropout, may draw outside "
+        f"of sites or remember earlier calls"
+    )
+
+
+def depends_on_others(part: str, which: str, before: Any, after: Any, where: str) -> UserError:
+    """What is said where the log density of a sequence is another among other sequences: before, and after where."""
+    return UserError(
+        f"expected {log_density_name(part)} of a sequence to depend on no other sequence of its batch, found "
+        f"{before:.8g} for {which} among others and {after:.8g} {where}; mend the {part}: no operation in it may go "
+        f"across the sequences or count them"
+    )
 
 
 def check_shapes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
@@ -207,6 +234,12 @@ def check_shapes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
                 f"expected parameters of the same shapes whatever the number of sequences, found '{name}' of shape "
                 f"{shape} and, with twice as many, {after.get(name)}; compute what differs by sequence from its frames"
             )
+
+
+def _in_short(support: Any) -> str:
+    """A support as the host prints it, without the numbers of a large array."""
+    words = " ".join(str(support).split())
+    return words if len(words) <= 80 else f"{words[:77]}..."
 
 
 def _is_within(support: Any, value: Any) -> bool:

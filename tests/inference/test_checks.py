@@ -85,6 +85,7 @@ def program(host, mistake=None):
             z = z + noise(2) if mistake == "chance" else z
             loc = xp.zeros(SHAPE[1:]) + z.mean(-1).reshape(-1, 1, 1, 1, 1)
             loc = loc + frames[:1] if mistake == "template" else loc
+            loc = loc * frames.shape[0] if mistake == "counted" else loc
             loc = loc + frames if mistake == "peeking" else loc
             loc = loc[:, :1, :1] if mistake == "shape" else loc
             loc = loc + 1e30 if mistake == "finite" else loc
@@ -140,7 +141,7 @@ MISTAKES = {
     "watched": "no observed site but 'x' of the model, found 'y' in the model",
     "told": "no observed site but 'x' of the model, found 'y' in the guide",
     "namesake": "a name of its own for each site and parameter, found 'loc' for both",
-    "chance": "no other sequence of its batch.*or draw outside of sites",
+    "chance": "the model to give the same log p.*such as dropout, may draw outside of sites",
     "dropout": "the guide to give the same log q.*such as dropout, may draw outside of sites",
     "inner": r"'sequences' on the first axis of site 'h' of the model, found another axis of \(4, 3\)",
     "phase": "sites by other names than the dimensions and coordinates .*found 'phase'",
@@ -166,6 +167,7 @@ MISTAKES = {
     "summed": r"log p\(x, z\) of a sequence to depend on no other sequence of its batch",
     "placed": r"log p\(x, z\) of a sequence to depend on no other sequence of its batch",
     "template": r"log p\(x, z\) of a sequence to depend on no other sequence of its batch.* for the last one",
+    "counted": r"log p\(x, z\) of a sequence to depend on no other sequence of its batch.* among twice as many",
     "early": r"log q\(z \| x\) of a sequence to depend on no other sequence of its batch.* for the last one",
     "peeking": 'the distribution of a pixel at site "x" not to depend on that pixel',
     "parted": "no '/' in the names of sites.*found 'a/b'",
@@ -221,6 +223,44 @@ def test_masks_that_are_alike_and_frames_that_look_back_pass(host):
             ppl.sample("z", latent())
 
     check(Program(model, guide), xp.linspace(0.1, 0.9, 24).reshape(SHAPE))
+
+
+def test_a_flow_that_is_inverted_passes():
+    """Pyro remembers what its draws were transformed from; copies of them are inverted, to other last digits."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        flow = pyro_dist.transforms.spline_coupling(18, hidden_dims=[20], bound=3.0)
+        weight = torch.randn(8, 18) / 8**0.5
+
+    def model(frames):
+        with pyro.plate("sequences", frames.shape[0]):
+            z = pyro.sample("z", pyro_dist.Normal(torch.zeros(18), 1.0).to_event(1))
+            loc = z.mean(-1).reshape(-1, 1, 1, 1, 1) + torch.zeros(SHAPE[1:])
+            pyro.sample("x", pyro_dist.Normal(loc, 1.0).to_event(4), obs=frames)
+
+    def guide(frames):
+        pyro.module("flow", flow)
+        with pyro.plate("sequences", frames.shape[0]):
+            normal = pyro_dist.Normal(frames.reshape(len(frames), -1) @ weight, 1.0).to_event(1)
+            pyro.sample("z", pyro_dist.TransformedDistribution(normal, [flow]))
+
+    for _ in range(6):
+        check_pyro(Program(model, guide), torch.linspace(0.1, 0.9, 64).reshape(8, *SHAPE[1:]))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_pixels_in_whole_numbers_pass(host):
+    ppl, dist, xp, check = HOSTS[host]
+    whole = {"numpyro": lambda frames: frames.astype(int), "pyro": lambda frames: frames.long()}[host]
+
+    def model(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            z = ppl.sample("z", dist.Normal(xp.zeros(2), 1.0).to_event(1))
+            logits = z[:, None, None, None, None] + xp.zeros((*SHAPE[1:], 2))
+            ppl.sample("x", dist.Categorical(logits=logits).to_event(4), obs=whole(frames))
+
+    frames = xp.asarray((xp.linspace(0.1, 0.9, 24).reshape(SHAPE) > 0.5) * 1.0)
+    check(Program(model, program(host).guide), frames, "bernoulli")
 
 
 @pytest.mark.parametrize("host", HOSTS)

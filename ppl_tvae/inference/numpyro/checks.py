@@ -15,7 +15,6 @@ from ppl_tvae.inference.description import (
     check_observes_nothing_else,
     check_site_names,
     distribution_name,
-    log_density_name,
     site_row,
     unwrapped,
 )
@@ -37,6 +36,7 @@ from ppl_tvae.inference.numpyro.tracing import (
 from ppl_tvae.inference.order import Look, check_order
 from ppl_tvae.inference.sites import (
     Site,
+    changes_by_chance,
     check_axis,
     check_cover,
     check_latents,
@@ -47,6 +47,7 @@ from ppl_tvae.inference.sites import (
     check_reparameterised,
     check_shapes,
     check_within,
+    depends_on_others,
     plate_axis,
 )
 from ppl_tvae.program import OBSERVED, PLATE, Program
@@ -73,11 +74,12 @@ def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> 
         check_within(name, guide_trace[name], site)
         check_masks(name, counted(guide_trace[name]), counted(site))
     guide_trace = replayed(program.guide, parameters[0], key_guide, frames, guide_trace)
-    _check_fixed(guide_trace, replayed(program.guide, parameters[0], key_again, frames, guide_trace))
+    _check_fixed("guide", guide_trace, replayed(program.guide, parameters[0], key_again, frames, guide_trace))
+    _check_fixed("model", model_trace, replayed(program.model, parameters[1], key_again, frames, model_trace))
+    _check_sizes(program, key_again, frames)
     _check_apart("guide", program.guide, key_again, frames, guide_trace)
     _check_apart("model", program.model, key_again, frames, model_trace)
     _check_order(program.model, key_model, frames, model_trace)
-    _check_sizes(program, key_again, frames)
     _check_compiles(program, key_again, frames)
 
 
@@ -115,7 +117,8 @@ def _well_named(part: str, function: Any, rng_key: jax.Array, frames: jax.Array)
         if "unique names" not in str(error):
             raise
         raise UserError(
-            f"expected a name of its own for each site and parameter of the {part}, found: {error}"
+            f"expected a name of its own for each site and parameter of the {part}, found: {error}; rename one, or "
+            f"make a plate once and enter it again"
         ) from None
     if states := [name for name, site in sites.items() if site["type"] == "mutable"]:
         raise UserError(
@@ -189,38 +192,37 @@ def _parameters(sites: Trace) -> dict[str, Any]:
     return {name: site["value"] for name, site in sites.items() if site["type"] == "param"}
 
 
-def _check_fixed(guide_trace: Trace, again: Trace) -> None:
-    """What log q of a draw is must not depend on chance: again is the guide at the same draws, asked once more."""
-    before, after = log_joint(guide_trace), log_joint(again)
+def _check_fixed(part: str, sites: Trace, again: Trace) -> None:
+    """A log density at given draws must not depend on chance: again is the part at the same draws, asked once more."""
+    before, after = log_joint(sites), log_joint(again)
     if not jnp.allclose(before, after, rtol=_ROUNDING):
-        raise UserError(
-            f"expected the guide to give the same log q(z | x) at the same draws, found {before[0]:.8g} and then "
-            f"{after[0]:.8g} for the first sequence; mend the guide: no operation in it, such as dropout, may draw "
-            f"outside of sites"
-        )
+        raise changes_by_chance(part, before[0], after[0])
 
 
 def _check_apart(part: str, function: Any, key: jax.Array, frames: jax.Array, sites: Trace) -> None:
     """What a sequence's log p(x, z) and log q(z | x) are must not depend on the others of its batch, nor on chance.
 
     sites: of the part, at draws from the guide, with another key. They are replaced by copies of the first one, whose
-    own must stay what it was, and of the last one; and of copies each is as the others, wherever it stands.
+    own must stay what it was, and of the last one; of copies each is as the others, wherever it stands; and among twice
+    as many each is as before.
     """
-    among_others = log_joint(sites)
-    for own, place in ((0, "first"), (len(frames) - 1, "last")):
-        copies = jnp.full(len(frames), own)
+
+    def among(places: jax.Array) -> jax.Array:
         latents = {
-            name: jnp.take(site["value"], copies, plate_axis(site)) for name, site in latent_sites(sites).items()
+            name: jnp.take(site["value"], places, plate_axis(site)) for name, site in latent_sites(sites).items()
         }
-        among_copies = log_joint(replayed(function, _parameters(sites), key, frames[copies], as_trace(latents)))
+        return log_joint(replayed(function, _parameters(sites), key, frames[places], as_trace(latents)))
+
+    size, among_others = len(frames), log_joint(sites)
+    for own, place in ((0, "first"), (size - 1, "last")):
+        among_copies = among(jnp.full(size, own))
         stays = jnp.isclose(among_copies[own], among_others[own], rtol=_ROUNDING)
         if not stays or not jnp.allclose(among_copies, among_copies[own], rtol=_ROUNDING_BY_PLACE):
             other = among_copies[jnp.argmax(jnp.abs(among_copies - among_others[own]))]
-            raise UserError(
-                f"expected {log_density_name(part)} of a sequence to depend on no other sequence of its batch, found "
-                f"{among_others[own]:.8g} for the {place} one among others and {other:.8g} among its own copies; "
-                f"mend the {part}: no operation in it may go across the sequences or draw outside of sites"
-            )
+            raise depends_on_others(part, f"the {place} one", among_others[own], other, "among its own copies")
+    among_more = among(jnp.arange(2 * size) % size)[:size]
+    if not jnp.allclose(among_more, among_others, rtol=_ROUNDING_BY_PLACE):
+        raise depends_on_others(part, "the first one", among_others[0], among_more[0], "among twice as many")
 
 
 def _check_order(model: Any, key: jax.Array, frames: jax.Array, sites: Trace) -> None:
@@ -247,7 +249,7 @@ def _check_order(model: Any, key: jax.Array, frames: jax.Array, sites: Trace) ->
 
 def _of_pixels(site: Site, frames: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Log-densities of the pixels in frames, 0 where a mask leaves one out; and which pixels none leaves out."""
-    density, counts = unwrapped(site["fn"]).log_prob(frames), counted(site)
+    density, counts = unwrapped(site["fn"]).log_prob(frames.astype(site["value"].dtype)), counted(site)
     return jnp.where(jnp.all(counts, axis=tuple(range(density.ndim, frames.ndim))), density, 0.0), counts
 
 
