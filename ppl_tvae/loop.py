@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from tqdm import tqdm
@@ -34,7 +34,6 @@ class Loop:
         self.pending: list[float] = []
         self.seconds = self.seconds_pending = 0.0
         self.rate = 1.0  # steps per second: a first guess, then that of the last chunk
-        self.stop = False
         self.told_execution = quiet
         self.bar = tqdm(total=run.experiment.steps, unit="step", disable=True if quiet else None, dynamic_ncols=True)
 
@@ -142,7 +141,7 @@ class Loop:
         }  # fmt: skip
         self.run.save_checkpoint(Checkpoint(self.step, arrays, progress))
 
-    def _give_up(self, what: str, keep_state: bool = True) -> None:
+    def _give_up(self, what: str, keep_state: bool = True) -> NoReturn:
         if keep_state:
             self._save()
         raise Diverged(
@@ -150,26 +149,6 @@ class Loop:
             f"run with a smaller --learning-rate (now {self.optimization.learning_rate:g}), with --clip-norm, "
             f"--warmup-steps or --float float64"
         )
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """The first Ctrl-C ends the run after the present chunk, a second one at once."""
-        previous = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or previous in (signal.SIG_IGN, None):
-            yield
-            return
-        # Python's own handler waits for a compiled chunk or a compilation to end; a notebook must not lose its kernel.
-        at_once = previous is signal.default_int_handler and not hasattr(sys, "ps1")
-
-        def ask_to_stop(*_: Any) -> None:
-            self.stop = True
-            signal.signal(signal.SIGINT, signal.SIG_DFL if at_once else previous)
-
-        signal.signal(signal.SIGINT, ask_to_stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
 
 
 # From trainers and their plans of a chunk of steps, one (steps, batch, ...) for each, to the losses of each, (steps,).
@@ -192,20 +171,47 @@ def run_to_end(loops: Sequence[Loop], advance: Advance = _one_by_one, diverged: 
     with ExitStack() as context:
         for loop in loops:
             context.enter_context(loop.bar)
-        if loops:  # none where all have diverged before
-            context.enter_context(loops[0]._interruptible())
-        going = list(loops)
+        interrupt = context.enter_context(_heard())
+        going = list(loops)  # none where all have diverged before
         while going := [loop for loop in going if not loop._finished()]:
-            if loops[0].stop:
+            if interrupt.came:
                 for loop in going:
                     loop._save()
                 break
             going = _chunk(going, advance, diverged)
             loops[0]._tell_execution()
-    if loops and loops[0].stop:
+    if interrupt.came:
         raise Interrupted("; ".join([*map(_stopped, going or filter(Loop._finished, loops)), *diverged]))
     if diverged:
         raise Diverged("; ".join(diverged))
+
+
+class _Interrupt:
+    """Whether Ctrl-C came."""
+
+    came = False
+
+
+@contextmanager
+def _heard() -> Iterator[_Interrupt]:
+    """Within the context the first Ctrl-C is noted, to end with the present chunk; a second one ends at once."""
+    interrupt = _Interrupt()
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or previous in (signal.SIG_IGN, None):
+        yield interrupt
+        return
+    # Python's own handler waits for a compiled chunk or a compilation to end; a notebook must not lose its kernel.
+    at_once = previous is signal.default_int_handler and not hasattr(sys, "ps1")
+
+    def note(*_: Any) -> None:
+        interrupt.came = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL if at_once else previous)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield interrupt
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _chunk(loops: Sequence[Loop], advance: Advance, diverged: list[str]) -> list[Loop]:
