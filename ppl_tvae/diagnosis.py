@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from ppl_tvae.assembly import data_of
-from ppl_tvae.data import Plan, SequenceData, parts
+from ppl_tvae.data import parts
 from ppl_tvae.diagnostics import calibration, rolling
 from ppl_tvae.diagnostics.datatree import with_groups
 from ppl_tvae.diagnostics.predictive import predictive_checks, prior_ranks
@@ -20,7 +20,7 @@ from ppl_tvae.inference.mcmc import MCMC
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.posterior import check_request, save_datatree, saved_chains, tree_of, with_mcmc
 from ppl_tvae.runs import Run, run_at
-from ppl_tvae.trained import evaluator
+from ppl_tvae.trained import Asked, asking
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -66,22 +66,22 @@ def diagnose(
     data = data_of(run.experiment, transforms)
     if mcmc is not None:
         check_chains(mcmc, mcmc_sequences, num_sequences)
+    of_gap = data.plan(split, gap_sequences)
     if gap_guide is not None:
-        check_gap(gap_guide, len(data.plan(split, gap_sequences).image))
+        check_gap(gap_guide, len(of_gap.image))
     check_writable(run.path)  # said before the work
     against = _slow_findings(run, split, data.transforms)
-    parameters = run.parameters_digest()  # a training that goes on may replace them meanwhile
-    with evaluator(run, data, backend, device, seed) as ready:  # one for all, for what it compiles
-        tree = tree_of(run, ready, data, num_sequences, num_draws, split, seed, backend, parameters)
+    with asking(run, data, split, seed, backend, device) as asked:  # one for all, for what it compiles
+        ready = asked.evaluator
+        tree = tree_of(asked, num_sequences, num_draws)
         ranks = calibration.simulated_ranks(
             ready, data.plan("train", 1), simulated_sequences, _CALIBRATION_DRAWS, seed, quiet
         )
-        own = backend or run.experiment.backend
-        rolls = _rolls(ready, data, data.plan(split, metric_sequences), split, seed, own, quiet)
+        rolls = _rolls(asked, metric_sequences, quiet)
         if gap_guide is not None:
-            against["amortisation_gap"] = amortisation_gap(ready, data, gap_guide, gap_sequences, split, quiet)
+            against["amortisation_gap"] = amortisation_gap(ready, of_gap, data.num_timesteps, gap_guide, quiet)
         if mcmc is not None:  # last, since both files are written after it and belong together
-            tree = with_mcmc(tree, ready, data, mcmc, mcmc_sequences, split, quiet)
+            tree = with_mcmc(tree, asked, mcmc, mcmc_sequences, quiet)
             against["mcmc"] = against_mcmc(tree, mcmc, seed)
         elif "mcmc" in against:
             tree = with_groups(tree, saved_chains(run))
@@ -99,7 +99,7 @@ def diagnose(
     }
     with alone_in(run.path):  # the two files of one diagnosis, not one each of two
         save_datatree(run, tree)
-        run.save_diagnosis(found, parameters)
+        run.save_diagnosis(found, asked.parameters)
     return run.diagnosis()
 
 
@@ -151,21 +151,20 @@ def equivariance_metrics(
     """
     check_request({"num_sequences": num_sequences}, split, seed)
     data = data_of(run.experiment, transforms)
-    with evaluator(run, data, backend, device, seed) as ready:
-        own = backend or run.experiment.backend
-        return _rolls(ready, data, data.plan(split, num_sequences), split, seed, own, quiet)
+    with asking(run, data, split, seed, backend, device) as asked:
+        return _rolls(asked, num_sequences, quiet)
 
 
-def _rolls(
-    ready: Any, data: SequenceData, plan: Plan, split: str, seed: int, backend: str, quiet: bool
-) -> dict[str, list[dict[str, Any]]]:
-    """The metrics over all sequences of a plan, and by transform; both empty where no code rolls."""
+def _rolls(asked: Asked, num_sequences: int, quiet: bool) -> dict[str, list[dict[str, Any]]]:
+    """The metrics over all sequences, and by transform; both empty where no code rolls."""
+    data, split, seed = asked.data, asked.split, asked.seed
+    plan = data.plan(split, num_sequences)
     batches = tqdm(list(parts(plan)), desc="equivariance", disable=True if quiet else None)
-    found = rolling.measured(ready, data, batches, seed)
+    found = rolling.measured(asked.evaluator, data, batches, seed)
     if found is None:
         return {"equivariance": [], "by_transform": []}
     return {
-        "equivariance": [record | {"backend": backend} for record in rolling.summary(found, data, split, seed)],
+        "equivariance": [record | {"backend": asked.backend} for record in rolling.summary(found, data, split, seed)],
         "by_transform": rolling.by_transform(found, data, plan),
     }
 

@@ -19,7 +19,7 @@ from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.temperatures import Annealing, check_annealing
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
 from ppl_tvae.runs import Run, estimate_name, run_at
-from ppl_tvae.trained import evaluator
+from ppl_tvae.trained import asking
 
 _LOWER, _UPPER = "lower bound of log p(x)", "upper bound of log p(x)"
 _OF_WEIGHTS = ("elbo", "iwae", "log-evidence")
@@ -100,11 +100,11 @@ def evaluate(
     run.evaluations()
     data = data_of(run.experiment, transforms)
     plan = data.plan(split, max_sequences)
-    records, digest = [], run.parameters_digest()
-    with evaluator(run, data, backend, device, seed) as ready:
-        for estimate in _estimates(ready, plan, request, quiet):
+    records = []
+    with asking(run, data, split, seed, backend, device) as asked:
+        for estimate in _estimates(asked.evaluator, plan, request, quiet):
             record = _record(estimate, run, data, request)
-            record |= {"backend": backend or run.experiment.backend, "parameters": digest}
+            record |= {"backend": asked.backend, "parameters": asked.parameters}
             if len(estimate.values) < len(plan.image):
                 record["stopped_before"] = len(plan.image)  # by Ctrl-C
             run.add_evaluation(record)

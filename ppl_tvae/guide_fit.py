@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from ppl_tvae.data import SequenceData, parts
+from ppl_tvae.data import Plan, parts
 from ppl_tvae.diagnostics.convergence import (
     BELIEVABLE,
     NOT_BELIEVABLE,
@@ -43,11 +43,9 @@ def check_gap(settings: Unamortised, num_sequences: int) -> None:
         raise UserError(f"expected at least 2 sequences for the error of a gap, found {num_sequences}")
 
 
-def chains_of(
-    ready: Any, data: SequenceData, settings: MCMC, num_sequences: int, split: str, quiet: bool
-) -> tuple[Chains, float]:
-    """MCMC on the first sequences of a split, by an evaluator, and the seconds that it took."""
-    batches, started = list(parts(data.plan(split, num_sequences))), time.perf_counter()
+def chains_of(ready: Any, plan: Plan, settings: MCMC, quiet: bool) -> tuple[Chains, float]:
+    """MCMC on the sequences of a plan, by an evaluator, and the seconds that it took."""
+    batches, started = list(parts(plan)), time.perf_counter()
     total = len(batches) * (settings.num_warmup + settings.num_draws)
     form = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
     with tqdm(total=total, desc=settings.kernel, bar_format=form, disable=True if quiet else None) as bar:
@@ -108,9 +106,7 @@ def _listed(names: Any) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def amortisation_gap(
-    ready: Any, data: SequenceData, settings: Unamortised, num_sequences: int, split: str, quiet: bool
-) -> dict[str, Any]:
+def amortisation_gap(ready: Any, plan: Plan, num_timesteps: int, settings: Unamortised, quiet: bool) -> dict[str, Any]:
     """ELBO of a guide fitted to each sequence alone, minus that of the run's own guide: nats per frame, paired.
 
     The amortisation gap of Cremer, Li & Duvenaud 2018 (arXiv 1801.03558, equation 3) where the fitted guide is of the
@@ -119,13 +115,13 @@ def amortisation_gap(
     settings. Above zero where fitting helps.
     """
     fitted, own, started = [], [], time.perf_counter()
-    batches = list(parts(data.plan(split, num_sequences)))
+    batches = list(parts(plan))
     for index, part in tqdm(batches, desc="amortisation gap", disable=True if quiet else None):
         fitted.append(ready.unamortised_log_weights(part, index, _GAP_DRAWS, settings))
         own.append(ready.log_weights(part, index, _GAP_DRAWS))
     # float64 before anything is averaged: a mean of weights of -1e5 nats in float32 is off by a hundredth
     weights = (np.concatenate(each, axis=1).astype(np.float64) for each in (fitted, own))
-    values, ours = (bounds.elbo(each) / data.num_timesteps for each in weights)
+    values, ours = (bounds.elbo(each) / num_timesteps for each in weights)
     gaps = values - ours
     error = float(bounds.standard_error(gaps)) if len(gaps) > 1 else None
     return {

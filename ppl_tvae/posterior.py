@@ -8,7 +8,7 @@ import numpy as np
 
 from ppl_tvae.assembly import data_of
 from ppl_tvae.config import check_seed
-from ppl_tvae.data import SPLITS, SequenceData, parts
+from ppl_tvae.data import SPLITS, parts
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
 from ppl_tvae.errors import check_count, unknown_name
 from ppl_tvae.files import replacing
@@ -17,7 +17,7 @@ from ppl_tvae.inference.description import ABOUT
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC
 from ppl_tvae.runs import Run, run_at
-from ppl_tvae.trained import evaluator
+from ppl_tvae.trained import Asked, asking
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -49,27 +49,15 @@ def to_datatree(
     if mcmc is not None:
         check_chains(mcmc, mcmc_sequences, num_sequences)
     data = data_of(run.experiment, transforms)
-    parameters = run.parameters_digest()
-    with evaluator(run, data, backend, device, seed) as ready:
-        tree = tree_of(run, ready, data, num_sequences, num_draws, split, seed, backend, parameters)
-        if mcmc is None:
-            return tree
-        return with_mcmc(tree, ready, data, mcmc, mcmc_sequences, split, quiet)
+    with asking(run, data, split, seed, backend, device) as asked:
+        tree = tree_of(asked, num_sequences, num_draws)
+        return tree if mcmc is None else with_mcmc(tree, asked, mcmc, mcmc_sequences, quiet)
 
 
-def tree_of(
-    run: Run,
-    ready: Any,
-    data: SequenceData,
-    num_sequences: int,
-    num_draws: int,
-    split: str,
-    seed: int,
-    backend: str | None,
-    parameters: str,
-) -> "xr.DataTree":
-    """`to_datatree` by an evaluator that is there already. parameters: the digest of those it has."""
-    plan = data.plan(split, num_sequences)
+def tree_of(asked: Asked, num_sequences: int, num_draws: int) -> "xr.DataTree":
+    """`to_datatree` by a run that is ready already."""
+    data, experiment, ready = asked.data, asked.run.experiment, asked.evaluator
+    plan = data.plan(asked.split, num_sequences)
     drawn = [
         (ready.posterior(part, index, num_draws), ready.prior(part, index, num_draws), ready.frames(part))
         for index, part in parts(plan)
@@ -78,12 +66,11 @@ def tree_of(
     observed = np.concatenate([each[2] for each in drawn])
     values = plan.image, data.labels[plan.image], np.asarray(data.transforms)[plan.transform], plan.phase
     about = dict(zip(ABOUT, values, strict=True))
-    experiment = run.experiment
     attrs = {
-        "inference_library": backend or experiment.backend,
-        "split": split,
-        "seed": seed,
-        "parameters": parameters,
+        "inference_library": asked.backend,
+        "split": asked.split,
+        "seed": asked.seed,
+        "parameters": asked.parameters,
         "model": experiment.model if experiment.program_file is None else experiment.program_file.name,
         "guide": experiment.guide if experiment.program_file is None else "own",
         "likelihood": experiment.likelihood,
@@ -93,11 +80,9 @@ def tree_of(
     return datatree(posterior, prior, observed, about, attrs)
 
 
-def with_mcmc(
-    tree: "xr.DataTree", ready: Any, data: SequenceData, mcmc: MCMC, num_sequences: int, split: str, quiet: bool
-) -> "xr.DataTree":
+def with_mcmc(tree: "xr.DataTree", asked: Asked, mcmc: MCMC, num_sequences: int, quiet: bool) -> "xr.DataTree":
     """The tree with groups of chains on the posterior of its first sequences."""
-    chains, seconds = chains_of(ready, data, mcmc, num_sequences, split, quiet)
+    chains, seconds = chains_of(asked.evaluator, asked.data.plan(asked.split, num_sequences), mcmc, quiet)
     attrs = {"sampling_time": seconds, "kernel": mcmc.kernel, "tuning_steps": mcmc.num_warmup}  # as ArviZ names them
     return with_chains(tree, chains, attrs)
 

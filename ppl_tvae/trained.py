@@ -3,13 +3,37 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any
+from typing import Any, NamedTuple
 
 from ppl_tvae import catalogue
 from ppl_tvae.assembly import assemble, renderer
 from ppl_tvae.data import SequenceData
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.runs import Run
+
+
+class Asked(NamedTuple):
+    """A trained run that is asked about sequences of a split of its data.
+
+    seed: of its draws. backend: the one that answers. parameters: the digest of those that it has. evaluator: the
+    backend's Evaluator.
+    """
+
+    run: Run
+    data: SequenceData
+    split: str
+    seed: int
+    backend: str
+    parameters: str
+    evaluator: Any
+
+
+@contextmanager
+def asking(run: Run, data: SequenceData, split: str, seed: int, backend: str | None, device: str) -> Iterator[Asked]:
+    """The run with its best parameters, ready to be asked, in its own backend or the other one. Raises UserError."""
+    parameters = run.parameters_digest()  # a training that goes on may replace them meanwhile
+    with evaluator(run, data, backend, device, seed) as ready:
+        yield Asked(run, data, split, seed, backend or run.experiment.backend, parameters, ready)
 
 
 @contextmanager

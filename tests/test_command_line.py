@@ -308,7 +308,7 @@ def test_a_run_that_cannot_be_written_to_is_refused_before_the_work(command, tra
     def began(*_: object) -> None:
         raise AssertionError("computed what cannot be written")
 
-    monkeypatch.setattr(f"ppl_tvae.{'evaluation' if command == 'evaluate' else 'diagnosis'}.evaluator", began)
+    monkeypatch.setattr(f"ppl_tvae.{'evaluation' if command == 'evaluate' else 'diagnosis'}.asking", began)
     monkeypatch.setattr(files.os, "access", lambda *_: False)
     assert "expected to be able to write to" in fails([command, str(trained / "run")], capsys)
 
@@ -389,7 +389,7 @@ def test_damaged_parameters(run, capsys):
 )
 def test_damaged_estimates_are_seen_before_anything_is_computed(content, words, run, capsys, monkeypatch):
     written(run / "evaluation.json", content)
-    monkeypatch.setattr("ppl_tvae.evaluation.evaluator", None)
+    monkeypatch.setattr("ppl_tvae.evaluation.asking", None)
     for command in ("evaluate", "compare", "report"):
         assert words in fails([command, run], capsys)
 

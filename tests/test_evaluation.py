@@ -11,7 +11,7 @@ import pytest
 from scipy.special import logsumexp
 
 import ppl_tvae
-from ppl_tvae import cli, comparison, evaluation
+from ppl_tvae import cli, comparison
 from ppl_tvae.assembly import data_of
 from ppl_tvae.diagnosis import equivariance_metrics
 from ppl_tvae.errors import Interrupted
@@ -96,7 +96,7 @@ class Known:
 def test_records_hold_the_numbers_of_the_weights(tmp_path, monkeypatch):
     run = ppl_tvae.train(small_training(tmp_path, "pyro", steps=1), tmp_path / "run", quiet=True)
     known, asked = Known(), []
-    monkeypatch.setattr(evaluation, "evaluator", lambda *arguments: asked.append(arguments) or nullcontext(known))
+    monkeypatch.setattr("ppl_tvae.trained.evaluator", lambda *given: asked.append(given) or nullcontext(known))
     settings = {"max_sequences": 6, "seed": 7, "quiet": True}
     estimators = ("elbo", "iwae", "log-evidence", "ais", "sandwich")
     records = ppl_tvae.evaluate(run, estimators=estimators, particles=30, **settings)
