@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from ppl_tvae.errors import UserError as UserError
     from ppl_tvae.evaluation import evaluate as evaluate
     from ppl_tvae.figures import draw_figures as draw_figures
+    from ppl_tvae.inference.annealing import Annealing as Annealing
     from ppl_tvae.inference.mcmc import MCMC as MCMC
-    from ppl_tvae.inference.temperatures import Annealing as Annealing
     from ppl_tvae.inference.unamortised import Unamortised as Unamortised
     from ppl_tvae.posterior import to_datatree as to_datatree
     from ppl_tvae.program import Program as Program
@@ -40,7 +40,7 @@ _HOMES = {
     "evaluate": "evaluation",
     "draw_figures": "figures",
     "compare": "comparison",
-    "Annealing": "inference.temperatures",
+    "Annealing": "inference.annealing",
     "MCMC": "inference.mcmc",
     "Unamortised": "inference.unamortised",
     "Program": "program",

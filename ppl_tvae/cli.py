@@ -200,7 +200,7 @@ def _check(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from ppl_tvae.evaluation import as_text, evaluate
-    from ppl_tvae.inference.temperatures import Annealing
+    from ppl_tvae.inference.annealing import Annealing
     from ppl_tvae.inference.unamortised import Unamortised
     from ppl_tvae.runs import open_run
 

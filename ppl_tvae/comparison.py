@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.temperatures import Annealing
+from ppl_tvae.inference.annealing import Annealing
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.runs import Run, estimate_name, run_at
 from ppl_tvae.tables import aligned

@@ -16,7 +16,7 @@ from ppl_tvae.data import SPLITS, Plan, SequenceData, parts
 from ppl_tvae.errors import Interrupted, UserError, check_count, unknown_name
 from ppl_tvae.files import check_writable
 from ppl_tvae.inference import bounds, reliability
-from ppl_tvae.inference.temperatures import Annealing, check_annealing
+from ppl_tvae.inference.annealing import Annealing, check_annealing
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
 from ppl_tvae.runs import Run, estimate_name, run_at
 from ppl_tvae.trained import asking

@@ -16,8 +16,8 @@ from ppl_tvae.assembly import data_of
 from ppl_tvae.diagnosis import equivariance_metrics
 from ppl_tvae.errors import Interrupted
 from ppl_tvae.inference import bounds, reliability
+from ppl_tvae.inference.annealing import Annealed, Annealing
 from ppl_tvae.inference.numpyro.evaluator import Evaluator
-from ppl_tvae.inference.temperatures import Annealed, Annealing
 from ppl_tvae.report import _compared, _warnings
 from ppl_tvae.report.page import Table
 from ppl_tvae.runs import open_run

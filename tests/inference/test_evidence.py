@@ -18,13 +18,13 @@ from scipy.stats import t as student_t
 from ppl_tvae.assembly import assemble, lattice_of
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference import bounds
+from ppl_tvae.inference.annealing import Annealing, check_annealing, forward_path, inverse_temperatures
 from ppl_tvae.inference.numpyro import annealing as numpyro_annealing
 from ppl_tvae.inference.numpyro import importance as numpyro_importance
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
 from ppl_tvae.inference.pyro import annealing as pyro_annealing
 from ppl_tvae.inference.pyro import importance as pyro_importance
 from ppl_tvae.inference.pyro.device import on_device as on_torch
-from ppl_tvae.inference.temperatures import Annealing, check_annealing, forward_path, inverse_temperatures
 from ppl_tvae.program import Program
 from tests.conftest import STANDARD_ERRORS
 from tests.inference.test_mcmc import gamma_program

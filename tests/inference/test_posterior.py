@@ -15,13 +15,13 @@ import torch
 from ppl_tvae.assembly import assemble
 from ppl_tvae.data import Plan
 from ppl_tvae.errors import UserError
+from ppl_tvae.inference.annealing import Annealing
 from ppl_tvae.inference.numpyro import posterior as numpyro_posterior
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
 from ppl_tvae.inference.numpyro.evaluator import Evaluator as NumpyroEvaluator
 from ppl_tvae.inference.pyro import posterior as pyro_posterior
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.inference.pyro.evaluator import Evaluator as PyroEvaluator
-from ppl_tvae.inference.temperatures import Annealing
 from ppl_tvae.program import Program
 from tests.conftest import STANDARD_ERRORS
 from tests.small import FRAME, random_parameters, small_experiment

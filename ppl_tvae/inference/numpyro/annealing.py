@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_tvae.inference.annealing import Annealed, Annealing, Path, forward_path
 from ppl_tvae.inference.numpyro.tracing import (
     bijections,
     check_supports,
@@ -33,7 +34,6 @@ from ppl_tvae.inference.numpyro.tracing import (
     traces_at,
 )
 from ppl_tvae.inference.sites import constrained
-from ppl_tvae.inference.temperatures import Annealed, Annealing, Path, forward_path
 from ppl_tvae.program import Program
 
 Latents = dict[str, jax.Array]

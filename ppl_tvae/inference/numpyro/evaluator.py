@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppl_tvae.inference.annealing import Annealed, Annealing
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC, Chains
 from ppl_tvae.inference.numpyro.annealing import Annealer, Progress
@@ -16,7 +17,6 @@ from ppl_tvae.inference.numpyro.mcmc import Sampler
 from ppl_tvae.inference.numpyro.posterior import decoding, posterior_draw, prior_draw
 from ppl_tvae.inference.numpyro.tracing import computed_sites, parameters_of
 from ppl_tvae.inference.numpyro.unamortised import unamortised_log_weights
-from ppl_tvae.inference.temperatures import Annealed, Annealing
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
 

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_tvae.inference.annealing import Annealed, Annealing, Path, forward_path
 from ppl_tvae.inference.pyro.tracing import (
     bijections,
     check_supports,
@@ -33,7 +34,6 @@ from ppl_tvae.inference.pyro.tracing import (
     traces_at,
 )
 from ppl_tvae.inference.sites import constrained
-from ppl_tvae.inference.temperatures import Annealed, Annealing, Path, forward_path
 from ppl_tvae.program import Program
 
 Latents = dict[str, Tensor]

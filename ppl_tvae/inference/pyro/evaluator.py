@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from ppl_tvae.inference.annealing import Annealed, Annealing
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC, Chains
 from ppl_tvae.inference.pyro.annealing import Annealer, Progress
@@ -17,7 +18,6 @@ from ppl_tvae.inference.pyro.mcmc import Sampler
 from ppl_tvae.inference.pyro.posterior import decoding, posterior_draw, prior_draw
 from ppl_tvae.inference.pyro.tracing import computed_sites, parameters_as, parameters_of
 from ppl_tvae.inference.pyro.unamortised import unamortised_log_weights
-from ppl_tvae.inference.temperatures import Annealed, Annealing
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.program import Program
 
