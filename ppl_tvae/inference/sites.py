@@ -26,7 +26,7 @@ def plate_axis(site: Site) -> int:
     return plate.dim - site["fn"].event_dim
 
 
-def beside(site: Site, values: Any) -> Any:
+def along_plate(site: Site, values: Any) -> Any:
     """values (batch,), shaped to broadcast against the site's value."""
     return values.reshape(-1, *[1] * (-plate_axis(site) - 1))
 

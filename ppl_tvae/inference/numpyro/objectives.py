@@ -29,7 +29,7 @@ from ppl_tvae.inference.numpyro.tracing import (
 )
 from ppl_tvae.inference.numpyro.tracing import per_sequence as summed
 from ppl_tvae.inference.objective import Objective, kl_weight
-from ppl_tvae.inference.sites import Site, beside, check_reparameterised
+from ppl_tvae.inference.sites import Site, along_plate, check_reparameterised
 from ppl_tvae.program import Program
 
 Parameters = Mapping[str, jax.Array]
@@ -185,7 +185,7 @@ def _doubly_reparameterised(
         return of_parameters, {name: attenuated(sites[name], of_latents[name], weights) for name in sites}, None, None
 
     def attenuated(site: Site, gradients: jax.Array, weights: jax.Array) -> jax.Array:
-        return jax.vmap(lambda gradient, weight: gradient * beside(site, weight))(gradients, weights)
+        return jax.vmap(lambda gradient, weight: gradient * along_plate(site, weight))(gradients, weights)
 
     bound.defvjp(forward, backward)
     return bound

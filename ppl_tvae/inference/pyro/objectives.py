@@ -34,7 +34,7 @@ from ppl_tvae.inference.pyro.tracing import (
     total,
 )
 from ppl_tvae.inference.pyro.tracing import per_sequence as summed
-from ppl_tvae.inference.sites import Site, beside, check_reparameterised
+from ppl_tvae.inference.sites import Site, along_plate, check_reparameterised
 from ppl_tvae.program import Program
 
 
@@ -97,7 +97,7 @@ def iwae_dreg(objective: Objective, program: Program, frames: Tensor, step: Any,
     model_trace = replayed(program.model, repeated(frames, size), as_trace(given))
     log_w = log_joint(model_trace).reshape(log_q.shape) - log_q
     weights = torch.softmax(log_w.detach(), dim=0)
-    weight_of |= {name: beside(model_trace.nodes[name], weights.reshape(-1)) for name in given}
+    weight_of |= {name: along_plate(model_trace.nodes[name], weights.reshape(-1)) for name in given}
     surrogate = torch.sum(torch.where(weights > 0, weights * log_w, 0.0), dim=0)  # where 0 times -inf would be nan
     return log_mean_exp(log_w.detach()) + (surrogate - surrogate.detach())
 
