@@ -18,11 +18,12 @@ import xarray as xr
 
 from ppl_tvae import cli, train
 from ppl_tvae.data import Plan
-from ppl_tvae.diagnostics.convergence import LIKELIHOOD, _verdict, convergence, guide_against_chains
+from ppl_tvae.diagnostics.convergence import _verdict, convergence, guide_against_chains
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
 from ppl_tvae.errors import UserError
 from ppl_tvae.guide_fit import _gap_verdict, _trouble, against_mcmc, amortisation_gap
 from ppl_tvae.inference import reliability
+from ppl_tvae.inference.draw import LOG_LIKELIHOOD
 from ppl_tvae.inference.mcmc import MCMC
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
 from ppl_tvae.inference.numpyro.evaluator import Evaluator as NumpyroEvaluator
@@ -126,7 +127,7 @@ def judged(backend, parameters, settings, num_draws=400):
 def test_what_is_wrong_with_a_guide_is_found_and_noise_is_not(shifts, means, scales, backend):
     found = judged(backend, with_guide(**shifts), MCMC(num_warmup=150, num_draws=400, num_chains=2))
     assert re.match("MCMC can (roughly )?be believed for a, b and ", found["verdict"])
-    assert set(found["convergence"]) == set(found["guide"]) == {"a", "b", LIKELIHOOD}
+    assert set(found["convergence"]) == set(found["guide"]) == {"a", "b", LOG_LIKELIHOOD}
     assert found["convergence"]["a"]["num_cells"] == 2  # one for each sequence
     verdict = found["guide"]["a"]["verdict"]
     assert means in verdict

@@ -12,6 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from ppl_tvae.data import SEQUENCES_PER_BATCH, Plan
+from ppl_tvae.inference.draw import LOG_LIKELIHOOD
 
 PROBABILITY = 0.99  # of the simultaneous band: a calibrated quantity leaves it once in a hundred times
 _SIMULATIONS = 1000
@@ -71,7 +72,7 @@ def simulated_ranks(
             one, several = (np.take_along_axis(each, cell, axis=2)[..., 0] for each in (values, drawn))
             ranks.setdefault(name, []).append(normalised_ranks(one[0], several, rng))
         likelihoods = normalised_ranks(truth.log_likelihood[0], draws.log_likelihood, rng)
-        ranks.setdefault("log p(x | latents)", []).append(likelihoods)
+        ranks.setdefault(LOG_LIKELIHOOD, []).append(likelihoods)
     return {name: np.concatenate(own)[:num_sequences] for name, own in ranks.items()}
 
 

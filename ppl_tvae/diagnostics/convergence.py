@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
+from ppl_tvae.inference.draw import LOG_LIKELIHOOD
+
 CELLS = 500  # of each site: enough for quantiles over cells, and half a second of R-hats
-LIKELIHOOD = "log p(x | latents)"
 # Vehtari et al. 2021, section 4: R-hat below 1.01, and an effective sample size of 100 for each of four chains.
 RHAT_LIMIT, SIZE_PER_CHAIN = 1.01, 100
 _ROUGH_RHAT_LIMIT, _ROUGH_SIZE_PER_CHAIN = 1.05, 10
@@ -32,7 +33,7 @@ def chosen_cells(tree: xr.DataTree, seed: int) -> tuple[xr.Dataset, xr.Dataset]:
     rng, sequences = np.random.default_rng(seed), slice(tree["posterior_mcmc"].sizes["sequence"])
     chosen: tuple[dict[Any, Any], dict[Any, Any]] = ({}, {})
     sources = [("posterior", str(name), str(name)) for name in tree["posterior_mcmc"].data_vars]
-    for group, variable, name in [*sources, ("log_likelihood", "x", LIKELIHOOD)]:
+    for group, variable, name in [*sources, ("log_likelihood", "x", LOG_LIKELIHOOD)]:
         guide, chains = (
             np.asarray(draws[variable].values, np.float64).reshape(*draws[variable].shape[:2], -1)
             for draws in (tree[group].to_dataset().isel(sequence=sequences), tree[f"{group}_mcmc"].to_dataset())

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ppl_tvae.inference.draw import LOG_LIKELIHOOD
+
 _DENSITIES = ("log_prior", "log_likelihood")
 FEWEST_DRAWS = 25  # from fewer, the weights' tail cannot be smoothed
-LOG_LIKELIHOOD = "log p(x | latents)"
 
 
 def summaries(tree: xr.DataTree) -> xr.Dataset:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from ppl_tvae.diagnostics.sensitivity import LOG_LIKELIHOOD, power_scaling, summaries
+from ppl_tvae.diagnostics.sensitivity import power_scaling, summaries
+from ppl_tvae.inference.draw import LOG_LIKELIHOOD
 
 DIMS = ("chain", "draw", "sequence")
 
