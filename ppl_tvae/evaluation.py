@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ppl_tvae import catalogue
 from ppl_tvae.assembly import data_of
 from ppl_tvae.config import check_seed
-from ppl_tvae.data import SPLITS, Plan, SequenceData, parts
+from ppl_tvae.data import Plan, SequenceData, check_split, parts
 from ppl_tvae.errors import Interrupted, UserError, check_count, unknown_name
 from ppl_tvae.files import check_writable
 from ppl_tvae.inference import bounds, reliability
@@ -44,8 +44,7 @@ class _Request(NamedTuple):
         for name in self.estimators:
             if name not in catalogue.ESTIMATORS:
                 raise unknown_name("estimator", name, catalogue.ESTIMATORS)
-        if self.split not in SPLITS:
-            raise unknown_name("split", str(self.split), SPLITS)
+        check_split(self.split)
         if not self.particles:
             raise UserError("expected at least one number of particles, found none; give one, such as 100")
         for each in self.particles:

@@ -8,9 +8,9 @@ import numpy as np
 
 from ppl_tvae.assembly import data_of
 from ppl_tvae.config import check_seed
-from ppl_tvae.data import SPLITS, parts
+from ppl_tvae.data import check_split, parts
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
-from ppl_tvae.errors import check_count, unknown_name
+from ppl_tvae.errors import check_count
 from ppl_tvae.files import replacing
 from ppl_tvae.guide_fit import chains_of, check_chains
 from ppl_tvae.inference.description import ABOUT
@@ -112,8 +112,7 @@ def check_request(counts: Mapping[str, int], split: str, seed: int) -> None:
     """Raises UserError for a count below 1, an unknown split or a seed that is none."""
     for name, value in counts.items():
         check_count(name, value)
-    if split not in SPLITS:
-        raise unknown_name("split", split, SPLITS)
+    check_split(split)
     check_seed(seed)
 
 

@@ -23,13 +23,19 @@ from ppl_tvae.data.rendering import (
 from ppl_tvae.data.sources import load_source
 from ppl_tvae.data.sprites import MOVING
 from ppl_tvae.data.transforms import FACTORS, PLAIN, factor_values, in_perspective, moving_factors
-from ppl_tvae.errors import UserError
+from ppl_tvae.errors import UserError, unknown_name
 
 # Fixes the splits and the order of the validation and test sequences; never the user's seed.
 SPLIT_SEED = 2109_01394
 LARGEST_TABLE = 2**30  # bytes
 
 SPLITS = ("train", "validation", "test")
+
+
+def check_split(name: object) -> None:
+    """Raises UserError unless it is the name of a split."""
+    if name not in SPLITS:
+        raise unknown_name("split", str(name), SPLITS)
 
 
 @dataclass(frozen=True)
