@@ -37,9 +37,9 @@ from ppl_tvae.inference.numpyro.device import on_device as on_jax
 from ppl_tvae.inference.pyro import objectives as pyro_objectives
 from ppl_tvae.inference.pyro import tracing as pyro_tracing
 from ppl_tvae.inference.pyro.device import on_device as on_torch
-from ppl_tvae.inference.pyro.importance import log_weights_at
 from tests.small import FRAME, random_parameters, small_experiment, small_frames
 from tests.small_runs import small_training
+from tests.weights import pyro_log_weights_at
 
 BATCH = 3
 
@@ -109,7 +109,7 @@ def test_plain_twins_have_the_log_weights_of_the_programs(case):
             guide = pyro_tracing.latent_sites(pyro_tracing.program_traces(program, torch.tensor(frames))[0])
         for particle in torch.tensor(noise):
             latents = drawn({name: site["fn"] for name, site in guide.items()}, particle)
-            ours.append(log_weights_at(program, values, torch.tensor(frames), latents).numpy())
+            ours.append(pyro_log_weights_at(program, values, torch.tensor(frames), latents).numpy())
     with on_jax("cpu", "float64"):
         arrays = tree_map(jnp.asarray, (parameters, noise))
         settings = (5, 2, shape, neighborhood, experiment.epsilon)

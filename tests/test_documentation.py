@@ -21,9 +21,7 @@ from ppl_tvae import catalogue, cli, data
 from ppl_tvae.assembly import assemble, lattice_of, load_program
 from ppl_tvae.config import Experiment
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
-from ppl_tvae.inference.numpyro.importance import log_weights_at as numpyro_log_weights_at
 from ppl_tvae.inference.pyro.device import on_device as on_torch
-from ppl_tvae.inference.pyro.importance import log_weights_at as pyro_log_weights_at
 from ppl_tvae.inference.pyro.tracing import program_traces
 from ppl_tvae.models.numpyro import likelihoods as numpyro_likelihoods
 from ppl_tvae.models.numpyro import networks as numpyro_networks
@@ -32,6 +30,7 @@ from ppl_tvae.models.pyro import networks as pyro_networks
 from ppl_tvae.program import Program
 from tests.documents import DOCUMENTS, README, ROOT, blocks, command_lines, commands
 from tests.small import FRAME, random_latents, random_parameters, small_experiment, small_frames
+from tests.weights import numpyro_log_weights_at, pyro_log_weights_at
 
 DATA_PAGE = ROOT / "docs/data.md"
 

@@ -26,6 +26,7 @@ from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.models.initial import shared_draws
 from tests.conftest import STANDARD_ERRORS
 from tests.documents import ROOT
+from tests.weights import numpyro_log_weights_at, pyro_log_weights_at
 
 EXAMPLES = ("convolutional", "causal")
 BACKENDS = ("numpyro", "pyro")
@@ -131,11 +132,11 @@ def test_backends_weigh_alike(example):
     with on_torch("cpu", "float64"), torch.no_grad():
         program = load_program(program_file(example, "pyro"))
         arguments = jax.tree.map(torch.tensor, (parameters, frames, latents))
-        theirs = pyro_importance.log_weights_at(program, *arguments).numpy()
+        theirs = pyro_log_weights_at(program, *arguments).numpy()
     with on_jax("cpu", "float64"):
         program = load_program(program_file(example, "numpyro"))
         arguments = jax.tree.map(jnp.asarray, (parameters, frames, latents))
-        ours = np.asarray(numpyro_importance.log_weights_at(program, *arguments))
+        ours = np.asarray(numpyro_log_weights_at(program, *arguments))
     assert ours.shape == (2,)
     assert ours[0] != ours[1]
     np.testing.assert_allclose(ours, theirs, rtol=1e-10)

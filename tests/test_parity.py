@@ -14,12 +14,11 @@ from ppl_tvae.assembly import assemble
 from ppl_tvae.inference.numpyro import objectives as numpyro_objectives
 from ppl_tvae.inference.numpyro import tracing as numpyro_tracing
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
-from ppl_tvae.inference.numpyro.importance import log_weights_at as numpyro_log_weights_at
 from ppl_tvae.inference.pyro import objectives as pyro_objectives
 from ppl_tvae.inference.pyro import tracing as pyro_tracing
 from ppl_tvae.inference.pyro.device import on_device as on_torch
-from ppl_tvae.inference.pyro.importance import log_weights_at as pyro_log_weights_at
 from tests.small import EVERY_PROGRAM, EVERY_SWAP, random_latents, random_parameters, small_experiment, small_frames
+from tests.weights import numpyro_log_weights_at, pyro_log_weights_at
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
 PLACES_OF_TERMS = ("guide z", "guide u", "model z", "model u", "model x")

@@ -12,13 +12,12 @@ from ppl_tvae.assembly import assemble, load_program
 from ppl_tvae.catalogue import MODELS
 from ppl_tvae.config import Experiment
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
-from ppl_tvae.inference.numpyro.importance import log_weights_at as numpyro_log_weights_at
 from ppl_tvae.inference.pyro.device import on_device as on_torch
-from ppl_tvae.inference.pyro.importance import log_weights_at as pyro_log_weights_at
 from ppl_tvae.runs import open_run
 from ppl_tvae.starting_points import starting_point, write_starting_point
 from tests.small import random_latents, random_parameters, small_frames
 from tests.small_runs import BACKENDS, small_arguments
+from tests.weights import numpyro_log_weights_at, pyro_log_weights_at
 
 SMALL_SIZES = {"S, C, D = 18, 18, 18": "S, C, D = 6, 2, 6", "(972, 648)": "(8,)", "window=13": "window=4"}
 PRIOR_OF_U = {

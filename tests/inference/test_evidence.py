@@ -30,6 +30,7 @@ from tests.conftest import STANDARD_ERRORS
 from tests.inference.test_mcmc import gamma_program
 from tests.oracles import linear_gaussian, tiny_tvae_log_evidence
 from tests.small import random_parameters, small_experiment
+from tests.weights import numpyro_log_weights_at, pyro_log_weights_at
 
 BACKENDS = ("numpyro", "pyro")
 HOSTS = {"numpyro": (numpyro, numpyro_dist, numpyro.handlers), "pyro": (pyro, pyro_dist, pyro.poutine)}
@@ -186,11 +187,11 @@ def test_weights_belong_to_their_sequence(backend, conjugate):
             with on_jax("cpu", "float64"):
                 latents, parameters = {"z": jnp.asarray(z[order])}, jax.tree.map(jnp.asarray, oracle.parameters())
                 given = jnp.asarray(frames[order])
-                return np.asarray(numpyro_importance.log_weights_at(programs[backend], parameters, given, latents))
+                return np.asarray(numpyro_log_weights_at(programs[backend], parameters, given, latents))
         with on_torch("cpu", "float64"), torch.no_grad():
             parameters = {name: torch.tensor(value) for name, value in oracle.parameters().items()}
             latents, given = {"z": torch.tensor(z[order])}, torch.tensor(frames[order])
-            return pyro_importance.log_weights_at(programs[backend], parameters, given, latents).numpy()
+            return pyro_log_weights_at(programs[backend], parameters, given, latents).numpy()
 
     together = at([0, 1, 2, 3])
     np.testing.assert_allclose(at([2, 0, 3, 1]), together[[2, 0, 3, 1]], rtol=1e-12)

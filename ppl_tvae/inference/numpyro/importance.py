@@ -10,7 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from ppl_tvae.inference.numpyro.tracing import Trace, frame_log_joint, log_joint, program_traces, traces_at
+from ppl_tvae.inference.numpyro.tracing import Trace, frame_log_joint, log_joint, program_traces
 from ppl_tvae.program import Program
 
 # Ctrl-C is heard between calls, which are waited for: seconds each at the paper's size.
@@ -58,11 +58,3 @@ def _in_chunks(
         return jnp.concatenate(weights)[:num_particles]
 
     return all_particles
-
-
-def log_weights_at(
-    program: Program, parameters: Mapping[str, jax.Array], frames: jax.Array, latents: Mapping[str, jax.Array]
-) -> jax.Array:
-    """log p(x, latents) - log q(latents | x) at given latents, by site name, each (batch, ...): (batch,), nats."""
-    guide_trace, model_trace = traces_at(program, parameters, frames, latents)
-    return log_joint(model_trace) - log_joint(guide_trace)

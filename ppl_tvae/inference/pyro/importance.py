@@ -18,7 +18,6 @@ from ppl_tvae.inference.pyro.tracing import (
     log_joint,
     parameters_as,
     replayed,
-    traces_at,
 )
 from ppl_tvae.program import Program
 
@@ -88,12 +87,3 @@ def _draws(
             rows = slice(first * len(frames), last * len(frames))
             some = latents if size <= chunk else {name: value[rows] for name, value in latents.items()}
             yield some, log_q[first:last]
-
-
-def log_weights_at(
-    program: Program, parameters: Mapping[str, Tensor], frames: Tensor, latents: Mapping[str, Tensor]
-) -> Tensor:
-    """log p(x, latents) - log q(latents | x) at given latents, by site name, each (batch, ...): (batch,), nats."""
-    with parameters_as(parameters):
-        guide_trace, model_trace = traces_at(program, frames, latents)
-        return log_joint(model_trace) - log_joint(guide_trace)
