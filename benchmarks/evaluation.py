@@ -10,8 +10,6 @@ step on `digits`; time is taken in turns (see `rounds.py`), on one batch.
 import argparse
 import json
 import resource
-import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from importlib import import_module
@@ -20,9 +18,9 @@ from statistics import median
 from typing import Any
 
 import ppl_tvae
+from benchmarks.command import CONTENDERS, backend_names, in_own_process, machine_line, numbers
 from benchmarks.rounds import Run, interleaved, ratio
 from benchmarks.setting import PLAIN, PPL, PRODUCTS, digit_sequences, paper_experiment
-from benchmarks.training_step import CONTENDERS, backend_names, machine_line, numbers
 
 TIMED_BATCH, TIMED_PARTICLES = 8, 128
 
@@ -100,8 +98,7 @@ def weighing(backend: str, batch_size: int, num_particles: int) -> dict[str, Run
 
 
 def _in_own_process(task: Sequence[str]) -> Any:
-    command = [sys.executable, "-m", "benchmarks.evaluation", "--worker", *task]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
+    return in_own_process("benchmarks.evaluation", "--worker", *task)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -10,8 +10,6 @@ with three seeds in one program too.
 
 import argparse
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from benchmarks import training_step
+from benchmarks.command import CONTENDERS, in_own_process
 from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.experiments import experiment_of_the_paper
 from ppl_tvae.seeds import train_seeds
@@ -79,10 +78,8 @@ def projection(backend: str, seeds: int, short: tuple[int, float], long: tuple[i
 
 
 def _in_own_process(backend: str, seeds: int, options: argparse.Namespace) -> list[tuple[int, float]]:
-    command = [sys.executable, "-m", "benchmarks.gpu", "--worker", backend, "--seeds", str(seeds)]
-    command += ["--device", options.device, "--steps", str(options.steps)]
-    found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    return [(int(steps), float(seconds)) for steps, seconds in found]
+    own = ("--worker", backend, "--seeds", seeds, "--device", options.device, "--steps", options.steps)
+    return [(int(steps), float(seconds)) for steps, seconds in in_own_process("benchmarks.gpu", *own)]
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -91,7 +88,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50_000, metavar="N", help="of the longer training, more (50000)")
     parser.add_argument("--seconds", type=float, default=3.0, help="how long each contender of a step is timed (3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every round's time of the steps")
-    parser.add_argument("--worker", choices=training_step.CONTENDERS, help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=CONTENDERS, help=argparse.SUPPRESS)
     parser.add_argument("--seeds", type=int, default=1, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

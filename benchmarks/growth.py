@@ -8,7 +8,6 @@ backend take turns in a process of their own (see `rounds.py`).
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,9 +16,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.command import CONTENDERS, backend_names, in_own_process, machine_line
 from benchmarks.rounds import Run, interleaved, ratio
 from benchmarks.setting import latent_shape, layers, paper_experiment
-from benchmarks.training_step import CONTENDERS, backend_names, machine_line
 from ppl_tvae.assembly import data_of
 from ppl_tvae.config import Experiment
 from ppl_tvae.trainers import trainer_of
@@ -116,9 +115,8 @@ def _steps(experiment: Experiment, context: ExitStack) -> Run:
 
 
 def _in_own_process(backend: str, options: argparse.Namespace) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "benchmarks.growth", "--worker", backend]
-    command += ["--seconds", str(options.seconds), "--device", options.device]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    own = ("--worker", backend, "--seconds", options.seconds, "--device", options.device)
+    return in_own_process("benchmarks.growth", *own)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -9,17 +9,14 @@ contenders take turns (see `rounds.py`).
 
 import argparse
 import json
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.command import CONTENDERS, backend_names, in_own_process, machine_line, numbers
 from benchmarks.rounds import interleaved, ratio
 from benchmarks.setting import (
     COMPILED,
@@ -33,7 +30,6 @@ from benchmarks.setting import (
     digit_sequences,
 )
 
-CONTENDERS = {"numpyro": "benchmarks.jax_contenders", "pyro": "benchmarks.torch_contenders"}
 COLUMNS = ("contender", "batch", "data", "ms/step", "frames/s", "/ plain", "/ released", "products", "rendering")
 
 Row = dict[str, Any]
@@ -128,28 +124,11 @@ def table_line(values: dict[str, str]) -> str:
     return " | ".join([f"| {values[first]:32}", *(f"{values[column]:>10}" for column in rest)]) + " |"
 
 
-def machine_line(device: str) -> str:
-    """Where it was measured, and with which versions."""
-    card = f"{import_module('torch').cuda.get_device_name()}; " if device == "cuda" else ""
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "pyro-ppl", "jax", "numpyro", "optax"))
-    load = f", load {os.getloadavg()[0]:.1f} at the start" if hasattr(os, "getloadavg") else ""
-    return f"{card}{_processor()}, {os.cpu_count()} cores{load}; Python {platform.python_version()}, {versions}"
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
 def _in_own_process(backend: str, options: argparse.Namespace) -> list[Row]:
     sizes = ",".join(map(str, options.batch_sizes))
     worker = ["--worker", backend, "--batch-sizes", sizes, "--seconds", str(options.seconds)]
     worker += ["--device", options.device, "--matmul", options.matmul, *(["--compiled"] if options.compiled else [])]
-    command = [sys.executable, "-m", "benchmarks.training_step", *worker]
-    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    return in_own_process("benchmarks.training_step", *worker)
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -167,19 +146,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.matmul == "bfloat16" and options.device == "cuda" and "pyro" in backends:
         parser.error("expected --backends numpyro with --matmul bfloat16 on a GPU, found pyro")
     return options
-
-
-def numbers(text: str) -> list[int]:
-    """Of an option: 8,64."""
-    return [int(part) for part in text.split(",")]
-
-
-def backend_names(text: str) -> list[str]:
-    """Of an option: numpyro,pyro. Raises ArgumentTypeError for any other."""
-    names = text.split(",")
-    if unknown := set(names) - set(CONTENDERS):
-        raise argparse.ArgumentTypeError(f"expected some of {', '.join(CONTENDERS)}, found {', '.join(unknown)}")
-    return names
 
 
 if __name__ == "__main__":
