@@ -6,7 +6,7 @@ depend on the model and are filled in by `resolved`; a run directory holds the r
 
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import Field, asdict, dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -150,7 +150,7 @@ class Experiment:
         without_window = ("temporal_window",) if self.model in ("static", "torus") else ()
         return (*without_window, "lattice_digest", "program_digest")
 
-    def check_uses(self, names: Iterable[str]) -> None:
+    def check_uses(self, names: Collection[str]) -> None:
         """Raises UserError if one of the settings means nothing with this model."""
         for name in self.unused:
             if name in names:
@@ -297,22 +297,30 @@ def _defaults_for(experiment: Experiment) -> dict[str, Any]:
     }
     if experiment.objective == "renyi":
         defaults["alpha"] = 0.5
-    if experiment.program_file is None:
-        defaults |= {"num_capsules": 1 if torus else size, "capsule_dim": 324 if torus else size}
-        defaults["hidden"] = (675, 450) if sprites else (972, 648)
-    if experiment.model in ("tvae", "bubble", "static", "torus"):
+    if experiment.program_file is not None:
+        return defaults
+    defaults |= {"num_capsules": 1 if torus else size, "capsule_dim": 324 if torus else size}
+    defaults["hidden"] = (675, 450) if sprites else (972, 648)
+    if experiment.model != "vae":
         defaults["mu"] = 10.0 if torus else 30.0
-    if experiment.model in ("tvae", "bubble", "static", "torus") and not experiment.lattice:
-        capsule_dim = experiment.capsule_dim or (324 if torus else size)
-        width = {"tvae": 1, "bubble": 5}.get(experiment.model, 3) if sprites else 3
-        defaults["spatial_width"] = min(math.isqrt(capsule_dim), 5) if torus else min(capsule_dim, width)
-        if experiment.model == "tvae":
-            share = 2 / 3 if sprites else 13 / 18  # the paper's L = 1/3 and 13/36 of S, which count one side
-            defaults["temporal_window"] = min(capsule_dim, timesteps, max(2, round(timesteps * share)))
-            defaults["spatial_width"] -= 1 - defaults["spatial_width"] % 2  # odd
-        if experiment.model == "bubble":
-            defaults["temporal_window"] = min(timesteps, 5)
+        if not experiment.lattice:
+            capsule_dim = experiment.capsule_dim or defaults["capsule_dim"]
+            defaults |= _default_windows(experiment.model, sprites, timesteps, capsule_dim)
     return defaults
+
+
+def _default_windows(model: str, sprites: bool, timesteps: int, capsule_dim: int) -> dict[str, int]:
+    """Over how many timesteps and positions cells share variance in a named lattice."""
+    if model == "torus":
+        return {"spatial_width": min(math.isqrt(capsule_dim), 5)}
+    width = min(capsule_dim, {"tvae": 1, "bubble": 5}.get(model, 3) if sprites else 3)
+    if model == "static":
+        return {"spatial_width": width}
+    if model == "bubble":
+        return {"temporal_window": min(timesteps, 5), "spatial_width": width}
+    share = 2 / 3 if sprites else 13 / 18  # the paper's L = 1/3 and 13/36 of S, which count one side
+    window = min(capsule_dim, timesteps, max(2, round(timesteps * share)))
+    return {"temporal_window": window, "spatial_width": width - 1 + width % 2}  # odd
 
 
 def _check_fit(given: Experiment, resolved: Experiment) -> None:
