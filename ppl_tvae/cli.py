@@ -191,11 +191,7 @@ def _check(options: argparse.Namespace) -> None:
     rows = sites(experiment)
     if options.graph:
         draw_graph(experiment, options.graph)
-    if options.json:
-        print(to_json(rows, indent=2))
-    else:
-        print(f"{experiment.model} is a program that {experiment.backend} can train")
-        print(as_text(rows))
+    _show(options, rows, f"{experiment.model} is a program that {experiment.backend} can train\n{as_text(rows)}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -236,7 +232,7 @@ def _evaluate(options: argparse.Namespace) -> None:
         device=options.device,
         seed=options.seed,
     )
-    print(to_json(records, indent=2) if options.json else as_text(records))
+    _show(options, records, as_text(records))
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -246,12 +242,10 @@ def _compare(options: argparse.Namespace) -> None:
     if len(forms := [name for name in ("json", "csv", "markdown") if getattr(options, name)]) > 1:
         raise UserError(f"expected one form of the table, found --{' and --'.join(forms)}; leave one")
     compared = comparison.compare([open_run(directory) for directory in options.directories])
-    if options.json:
-        print(to_json(comparison.as_json(compared), indent=2))
-    elif options.csv:
+    if options.csv:
         print(comparison.as_csv(compared), end="")
     else:
-        print(comparison.as_text(compared, markdown=options.markdown))
+        _show(options, comparison.as_json(compared), comparison.as_text(compared, markdown=options.markdown))
 
 
 def _diagnose(options: argparse.Namespace) -> None:
@@ -276,7 +270,7 @@ def _diagnose(options: argparse.Namespace) -> None:
         backend=options.backend,
         device=options.device,
     )
-    print(to_json(found, indent=2) if options.json else as_text(run, found))
+    _show(options, found, as_text(run, found))
 
 
 def _guide_checks(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -373,7 +367,8 @@ def _data(options: argparse.Namespace) -> None:
     _show(options, {"sheet": str(path)}, str(path))
 
 
-def _show(options: argparse.Namespace, values: dict[str, Any], text: str) -> None:
+def _show(options: argparse.Namespace, values: Any, text: str) -> None:
+    """What a command found: as JSON where that is asked for, else as text."""
     print(to_json(values, indent=2) if options.json else text)
 
 
