@@ -19,7 +19,7 @@ import numpy as np
 import xarray as xr
 
 import ppl_tvae
-from ppl_tvae.guide_fit import against_mcmc
+from ppl_tvae.diagnostics.guide_fit import against_mcmc
 
 NUM_CELLS = 6
 

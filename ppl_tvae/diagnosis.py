@@ -10,11 +10,11 @@ from ppl_tvae.assembly import data_of
 from ppl_tvae.data import parts
 from ppl_tvae.diagnostics import calibration, rolling
 from ppl_tvae.diagnostics.datatree import with_groups
+from ppl_tvae.diagnostics.guide_fit import against_mcmc, amortisation_gap, check_chains, check_gap
 from ppl_tvae.diagnostics.predictive import predictive_checks, prior_ranks
 from ppl_tvae.diagnostics.sensitivity import power_scaling
 from ppl_tvae.errors import check_count
 from ppl_tvae.files import alone_in, check_writable
-from ppl_tvae.guide_fit import against_mcmc, amortisation_gap, check_chains, check_gap
 from ppl_tvae.inference import reliability
 from ppl_tvae.inference.mcmc import MCMC
 from ppl_tvae.inference.unamortised import Unamortised
@@ -53,9 +53,9 @@ def diagnose(
     calibration (for each quantity `calibration.simulated_ranks` and a verdict), equivariance (`equivariance_metrics`),
     by_transform (`diagnostics.rolling`), and predictive_checks, prior_ranks and power_scaling (the functions of these
     names). The file also has parameters, the digest of those it is of.
-    Where mcmc is given, also mcmc (`guide_fit.against_mcmc`), with the chains in posterior.nc; where gap_guide is,
-    amortisation_gap (`guide_fit.amortisation_gap`). Both are slow, and stay from an earlier call with the same
-    parameters, split and transforms until they are asked for again.
+    Where mcmc is given, also mcmc, with the chains in posterior.nc; where gap_guide is, amortisation_gap (both are of
+    `diagnostics.guide_fit`). They are slow, and stay from an earlier call with the same parameters, split and
+    transforms until they are asked for again.
     transforms: as in `to_datatree`; calibration is of the model's own sequences and does not depend on them.
     Raises UserError.
     """

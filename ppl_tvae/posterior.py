@@ -10,9 +10,9 @@ from ppl_tvae.assembly import data_of
 from ppl_tvae.config import check_seed
 from ppl_tvae.data import check_split, parts
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
+from ppl_tvae.diagnostics.guide_fit import chains_of, check_chains
 from ppl_tvae.errors import check_count
 from ppl_tvae.files import replacing
-from ppl_tvae.guide_fit import chains_of, check_chains
 from ppl_tvae.inference.description import ABOUT
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC

@@ -20,8 +20,8 @@ from ppl_tvae import cli, train
 from ppl_tvae.data import Plan
 from ppl_tvae.diagnostics.convergence import _verdict, convergence, guide_against_chains
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
+from ppl_tvae.diagnostics.guide_fit import _gap_verdict, _trouble, against_mcmc, amortisation_gap
 from ppl_tvae.errors import UserError
-from ppl_tvae.guide_fit import _gap_verdict, _trouble, against_mcmc, amortisation_gap
 from ppl_tvae.inference import reliability
 from ppl_tvae.inference.draw import LOG_LIKELIHOOD
 from ppl_tvae.inference.mcmc import MCMC
