@@ -358,4 +358,4 @@ def _metadata(content: bytes) -> dict[str, str]:
 
 
 def _contiguous(arrays: Mapping[str, np.ndarray]) -> Arrays:
-    return {name: np.ascontiguousarray(array).reshape(array.shape) for name, array in arrays.items()}
+    return {name: np.asarray(array, order="C") for name, array in arrays.items()}

@@ -63,7 +63,7 @@ def measured(ready: Any, data: SequenceData, batches: Iterable[tuple[int, Plan]]
         own, *others = (equivariance.estimated_offsets(code, np.zeros_like(times), times) for code in (t, *of_prior))
         measures.append(Rolls(metrics, reaches, times, own, np.stack(others, axis=1)))
     metrics = {name: np.concatenate([each.metrics[name] for each in measures]) for name in EQUIVARIANCE}
-    return Rolls(metrics, *(np.concatenate([each[place] for each in measures]) for place in range(1, 5)))
+    return Rolls(metrics, *(np.concatenate(values) for values in zip(*(each[1:] for each in measures), strict=True)))
 
 
 def moving_indices(data: SequenceData, plan: Plan) -> np.ndarray:

@@ -32,9 +32,8 @@ def is_torus(experiment: Experiment) -> bool:
 def draw_energies(run: Run, data: SequenceData, ready: Any) -> bytes | None:
     """A PNG: correlation between cells, as W has it under the prior, and of the guide's draws.
 
-    None where there are fewer than two test sequences, over which nothing correlates.
-
-    Of the energies W u**2 and of |t|, one draw of the guide for each test sequence; `energies.cell_correlation`.
+    Of the energies W u**2 and of |t|, one draw of the guide for each test sequence; `energies.cell_correlation`. None
+    where there are fewer than two test sequences, over which nothing correlates.
     """
     sites = _latents(data, ready, _SEQUENCES, ("u", "t"))
     if len(sites["u"]) < 2:

@@ -67,22 +67,22 @@ class ContinuousBernoulli(GreyBernoulli):
         return densities.continuous_bernoulli_mean(self.logits)
 
 
-def bernoulli(logits: Tensor) -> Any:
+def bernoulli(logits: Tensor) -> dist.TorchDistribution:
     """Binary pixels (a probability)."""
     return dist.Bernoulli(logits=logits).to_event(FRAME_EVENT_DIMS)
 
 
-def bernoulli_grey(logits: Tensor) -> Any:
+def bernoulli_grey(logits: Tensor) -> dist.TorchDistribution:
     """Grey pixels, cross-entropy (the paper's; not a normalised density)."""
     return GreyBernoulli(logits).to_event(FRAME_EVENT_DIMS)
 
 
-def continuous_bernoulli(logits: Tensor) -> Any:
+def continuous_bernoulli(logits: Tensor) -> dist.TorchDistribution:
     """Grey pixels, a density on [0, 1]."""
     return ContinuousBernoulli(logits).to_event(FRAME_EVENT_DIMS)
 
 
-def normal(logits: Tensor) -> Any:
+def normal(logits: Tensor) -> dist.TorchDistribution:
     """Grey pixels, a density on the real line: mean sigmoid(logits), one learned scale for all pixels."""
     scale = pyro.param("likelihood.scale", lambda: torch.tensor(0.2), constraint=constraints.positive)
     return dist.Normal(torch.sigmoid(logits), scale).to_event(FRAME_EVENT_DIMS)
