@@ -170,7 +170,10 @@ def resolved_for(experiment: Experiment, data: SequenceData) -> Experiment:
 
 
 def renderer(experiment: Experiment) -> Callable[[Any, Any], Any]:
-    """(tables, plan) -> frames as the experiment observes them: binarised or grey, in its precision."""
+    """(tables, plan) -> frames (batch, time, height, width, channel) as the experiment observes them.
+
+    Binarised or grey, in its precision.
+    """
 
     def frames(tables: Any, plan: Any) -> Any:
         drawn = render(tables, plan, experiment.binarize)

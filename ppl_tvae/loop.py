@@ -22,7 +22,11 @@ _SECONDS_PER_CHUNK = 2.0
 
 
 class Loop:
-    """What the loop remembers between chunks: the step, the best held-out ELBO, losses not yet logged."""
+    """What the loop remembers between chunks of steps.
+
+    best: the best held-out ELBO, and stale: how many have come since. pending: the loss of each step that is in no row
+    of metrics yet, and seconds_pending: how long these took. ELBO and losses in nats per frame.
+    """
 
     def __init__(
         self, run: Run, data: SequenceData, held_out: Plan, trainer: Any, optimization: Optimization, quiet: bool

@@ -48,7 +48,7 @@ _DIGESTS = {"model": "program_digest", "lattice": "lattice_digest"}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state of training: the arrays of the trainer, and what the loop itself has to remember."""
+    """A state of training: the arrays of the trainer, and what the loop has to remember (see `loop.Loop`), by name."""
 
     step: int
     arrays: Arrays

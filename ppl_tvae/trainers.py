@@ -19,7 +19,10 @@ from ppl_tvae.models.initial import shared_draws
 
 @contextmanager
 def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Any]:
-    """The backend's trainer of a resolved experiment, at its initial parameters, while its device is the default."""
+    """The backend's trainer of a resolved experiment, at its initial parameters, while its device is the default.
+
+    Raises UserError.
+    """
     device = import_module(f"ppl_tvae.inference.{experiment.backend}.device")
     with (
         device.on_device(experiment.device, experiment.precision, experiment.matmul),

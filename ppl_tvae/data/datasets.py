@@ -124,15 +124,15 @@ class SequenceData:
         return plan._replace(phase=self.moving_indices(flat)[:, 0].reshape(image.shape))
 
     def plan(self, split: str, limit: int) -> Plan:
-        """The first `limit` fixed sequences of a split, one per image in a fixed random order."""
+        """The first `limit` fixed sequences of a split, one per image in a fixed random order. Raises UserError."""
         return self._fixed_plan(getattr(self, split), split, limit)
 
     def validation_plan(self, limit: int | None = None) -> Plan:
-        """One fixed sequence per validation image, or the first `limit` of them in a fixed random order."""
+        """As `plan` of "validation"; all of it without a limit."""
         return self._fixed_plan(self.validation, "validation", limit)
 
     def test_plan(self, limit: int | None = None) -> Plan:
-        """One fixed sequence per test image, or the first `limit` of them in a fixed random order."""
+        """As `plan` of "test"; all of it without a limit."""
         return self._fixed_plan(self.test, "test", limit)
 
     def _fixed_plan(self, indices: np.ndarray, split: str, limit: int | None) -> Plan:

@@ -65,7 +65,8 @@ class Trainer:
     ) -> None:
         """render(tables, plan) -> frames, traced into the compiled step; first_plan fixes the shapes of a batch.
 
-        likelihood: what the site "x" is said to be, which `check_program` holds against the program.
+        likelihood: what the site "x" is said to be, which `check_program` holds against the program. Raises UserError
+        with what is wrong with the program.
         """
         self._render, self._tables = render, to_device(tables)
         self._svi = SVI(program.model, program.guide, _optimizer(optimization), SequenceBound(objective))

@@ -55,7 +55,8 @@ class Trainer:
     ) -> None:
         """render(tables, plan) -> frames, on the device; first_plan fixes the shapes of a batch.
 
-        likelihood: what the site "x" is said to be, which `check_program` holds against the program.
+        likelihood: what the site "x" is said to be, which `check_program` holds against the program. Raises UserError
+        with what is wrong with the program.
         may_record: whether steps on a GPU are recorded as a graph where that is possible.
         """
         keep_freed_memory()
