@@ -12,7 +12,7 @@ import numpy as np
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.annealing import Annealing
 from ppl_tvae.inference.unamortised import Unamortised
-from ppl_tvae.runs import Run, estimate_name, run_at
+from ppl_tvae.runs import Run, estimate_name, run_at, weights_verdict
 from ppl_tvae.tables import aligned
 
 # What must be the same for two numbers to measure the same thing; data of the user's own are, wherever they lie, by
@@ -87,10 +87,10 @@ def compare(runs: Run | Path | str | Sequence[Run | Path | str]) -> Comparison:
     }
     paired = {name: {key: entry for key, entry in own.items() if entry} for name, own in differences.items()}
     verdicts = {
-        name: record["notes"]["verdict"]
+        name: verdict
         for name, own in records.items()
         for record in own.values()
-        if "verdict" in record["notes"] and "guide_name" not in record
+        if (verdict := weights_verdict(record))
     }
     return Comparison(_header(condition, records), estimates, paired, verdicts)
 

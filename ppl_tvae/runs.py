@@ -343,6 +343,11 @@ def estimate_name(record: Mapping[str, Any]) -> str:
     return name + (f"-{record['guide_name']}" if "guide_name" in record else "")
 
 
+def weights_verdict(record: Mapping[str, Any]) -> str | None:
+    """What a record says of the importance weights of the run's own guide; None where it is of no such weights."""
+    return None if "guide_name" in record else record["notes"].get("verdict")
+
+
 def _question(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a record of evaluation.json answers, as it reads in the file."""
     asked = {name: value for name, value in record.items() if name not in _RESULTS}

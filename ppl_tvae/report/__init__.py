@@ -14,7 +14,7 @@ from ppl_tvae.figures.charts import bounds_chart, training_curves
 from ppl_tvae.files import write
 from ppl_tvae.report.diagnosis import diagnosis_sections, predictive_warnings
 from ppl_tvae.report.page import Code, Picture, Section, Table, Warning, page, with_error
-from ppl_tvae.runs import Run, run_at
+from ppl_tvae.runs import Run, run_at, weights_verdict
 
 
 def write_report(
@@ -86,11 +86,7 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
         if run.diagnosis() and not run.present_diagnosis():
             found.append(f"{name}: a diagnosis of earlier parameters is left out; make it again.")
         found += [f"{name}, {words}" for words in predictive_warnings(run)]
-        verdicts = {
-            r["notes"]["verdict"]
-            for r in run.present_evaluations()
-            if "verdict" in r["notes"] and "guide_name" not in r
-        }
+        verdicts = {words for record in run.present_evaluations() if (words := weights_verdict(record))}
         found += [
             f"{name}, importance weights: {words}." for words in sorted(verdicts) if not words.startswith("reliable")
         ]
