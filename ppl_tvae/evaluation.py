@@ -17,6 +17,7 @@ from ppl_tvae.errors import Interrupted, UserError, check_count, unknown_name
 from ppl_tvae.files import check_writable
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.annealing import Annealing, check_annealing
+from ppl_tvae.inference.interfaces import Evaluator
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
 from ppl_tvae.runs import Run, estimate_name, run_at
 from ppl_tvae.trained import asking
@@ -127,7 +128,7 @@ class _Estimate(NamedTuple):
     notes: dict[str, Any]
 
 
-def _estimates(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterator[_Estimate]:
+def _estimates(ready: Evaluator, plan: Plan, request: _Request, quiet: bool) -> Iterator[_Estimate]:
     """All that is asked for; after Ctrl-C those that come of the sequences done by then are the last ones."""
     asked = request.estimators
     groups: list[Iterator[_Estimate]] = []
@@ -149,7 +150,7 @@ def _estimates(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterat
             return
 
 
-def _from_weights(ready: Any, plan: Plan, request: _Request, quiet: bool) -> Iterator[_Estimate]:
+def _from_weights(ready: Evaluator, plan: Plan, request: _Request, quiet: bool) -> Iterator[_Estimate]:
     """ELBO, IWAE-K and log-evidence from one set of draws."""
     drawn, fitted = max(request.particles), request.guide
 
@@ -187,7 +188,7 @@ def _trust(log_weights: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _released(ready: Any, plan: Plan, num_particles: int, quiet: bool) -> Iterator[_Estimate]:
+def _released(ready: Evaluator, plan: Plan, num_particles: int, quiet: bool) -> Iterator[_Estimate]:
     def draw(part: Plan, index: int, _: Any) -> np.ndarray:
         return ready.log_weights(part, index, num_particles, per_frame=True)
 
@@ -197,7 +198,7 @@ def _released(ready: Any, plan: Plan, num_particles: int, quiet: bool) -> Iterat
     yield _Estimate("released-is", settings, "NO bound (the released code's score)", values, seconds, {})
 
 
-def _annealed(ready: Any, plan: Plan, annealing: Annealing, quiet: bool) -> Iterator[_Estimate]:
+def _annealed(ready: Evaluator, plan: Plan, annealing: Annealing, quiet: bool) -> Iterator[_Estimate]:
     def draw(part: Plan, index: int, progress: Any) -> Any:
         return ready.annealed(part, index, annealing, progress)
 
@@ -207,7 +208,7 @@ def _annealed(ready: Any, plan: Plan, annealing: Annealing, quiet: bool) -> Iter
     yield _Estimate("ais", settings, f"stochastic {_LOWER}", bounds.log_mean_exp(log_weights), seconds, notes)
 
 
-def _sandwich(ready: Any, plan: Plan, annealing: Annealing, quiet: bool) -> Iterator[_Estimate]:
+def _sandwich(ready: Evaluator, plan: Plan, annealing: Annealing, quiet: bool) -> Iterator[_Estimate]:
     def draw(part: Plan, index: int, progress: Any) -> Any:
         return ready.bracketed(part, index, annealing, progress)
 

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.errors import Diverged, Interrupted
+from ppl_tvae.inference.interfaces import Trainer
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.runs import Checkpoint, Run
 
@@ -29,7 +30,7 @@ class Loop:
     """
 
     def __init__(
-        self, run: Run, data: SequenceData, held_out: Plan, trainer: Any, optimization: Optimization, quiet: bool
+        self, run: Run, data: SequenceData, held_out: Plan, trainer: Trainer, optimization: Optimization, quiet: bool
     ) -> None:
         """held_out: plans (batches, batch, ...) of the sequences that choose the best parameters."""
         self.run, self.data, self.held_out = run, data, held_out
@@ -156,10 +157,10 @@ class Loop:
 
 
 # From trainers and their plans of a chunk of steps, one (steps, batch, ...) for each, to the losses of each, (steps,).
-Advance = Callable[[Sequence[Any], Sequence[Plan]], Sequence[np.ndarray]]
+Advance = Callable[[Sequence[Trainer], Sequence[Plan]], Sequence[np.ndarray]]
 
 
-def _one_by_one(trainers: Sequence[Any], plans: Sequence[Plan]) -> list[np.ndarray]:
+def _one_by_one(trainers: Sequence[Trainer], plans: Sequence[Plan]) -> list[np.ndarray]:
     return [trainer.advance(own) for trainer, own in zip(trainers, plans, strict=True)]
 
 

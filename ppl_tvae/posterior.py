@@ -62,8 +62,7 @@ def tree_of(asked: Asked, num_sequences: int, num_draws: int) -> "xr.DataTree":
         (ready.posterior(part, index, num_draws), ready.prior(part, index, num_draws), ready.frames(part))
         for index, part in parts(plan)
     ]
-    posterior, prior = (_joined([each[kind] for each in drawn]) for kind in (0, 1))
-    observed = np.concatenate([each[2] for each in drawn])
+    posteriors, priors, frames = zip(*drawn, strict=True)
     values = plan.image, data.labels[plan.image], np.asarray(data.transforms)[plan.transform], plan.phase
     about = dict(zip(ABOUT, values, strict=True))
     attrs = {
@@ -77,7 +76,7 @@ def tree_of(asked: Asked, num_sequences: int, num_draws: int) -> "xr.DataTree":
         "data": Path(experiment.data).name,
         "transforms": ",".join(data.transforms),
     }
-    return datatree(posterior, prior, observed, about, attrs)
+    return datatree(_joined(posteriors), _joined(priors), np.concatenate(frames), about, attrs)
 
 
 def with_mcmc(tree: "xr.DataTree", asked: Asked, mcmc: MCMC, num_sequences: int, quiet: bool) -> "xr.DataTree":
@@ -116,7 +115,7 @@ def check_request(counts: Mapping[str, int], split: str, seed: int) -> None:
     check_seed(seed)
 
 
-def _joined(draws: list[Draw]) -> Draw:
+def _joined(draws: Sequence[Draw]) -> Draw:
     """One draw of all sequences: axis 1 of every array."""
 
     def joined(values: Sequence[Any]) -> Any:

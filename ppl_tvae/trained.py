@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ppl_tvae import catalogue
 from ppl_tvae.assembly import assemble, renderer
 from ppl_tvae.data import SequenceData
 from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.inference.interfaces import Evaluator
 from ppl_tvae.runs import Run
 
 
@@ -25,7 +26,7 @@ class Asked(NamedTuple):
     seed: int
     backend: str
     parameters: str
-    evaluator: Any
+    evaluator: Evaluator
 
 
 @contextmanager
@@ -37,7 +38,7 @@ def asking(run: Run, data: SequenceData, split: str, seed: int, backend: str | N
 
 
 @contextmanager
-def evaluator(run: Run, data: SequenceData, backend: str | None, device: str, seed: int) -> Iterator[Any]:
+def evaluator(run: Run, data: SequenceData, backend: str | None, device: str, seed: int) -> Iterator[Evaluator]:
     """The run's program with its best parameters, in its own backend or the other one. Raises UserError."""
     name = backend or run.experiment.backend
     if name not in catalogue.BACKENDS:

@@ -12,13 +12,14 @@ from ppl_tvae.assembly import assemble, data_of, naming_the_program, renderer
 from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.errors import UserError
+from ppl_tvae.inference.interfaces import Trainer
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization
 from ppl_tvae.models.initial import shared_draws
 
 
 @contextmanager
-def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Any]:
+def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Trainer]:
     """The backend's trainer of a resolved experiment, at its initial parameters, while its device is the default.
 
     Raises UserError.

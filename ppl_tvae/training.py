@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from ppl_tvae.assembly import data_of, naming_the_program, resolved_for
 from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.errors import Diverged, UserError
+from ppl_tvae.inference.interfaces import Trainer
 from ppl_tvae.loop import Loop, run_to_end
 from ppl_tvae.runs import Checkpoint, Run, check_new, create_run, open_run
 from ppl_tvae.trainers import optimization_of, trainer_of
@@ -93,7 +93,7 @@ def held_out_plan(experiment: Experiment, data: SequenceData) -> Plan:
     return batched(data.validation_plan(experiment.validation_sequences), experiment.batch_size)
 
 
-def first_elbo(experiment: Experiment, held_out: Plan, trainer: Any) -> float:
+def first_elbo(experiment: Experiment, held_out: Plan, trainer: Trainer) -> float:
     """The held-out ELBO before the first step, nats per frame. Raises Diverged if it is not finite."""
     with naming_the_program(experiment):
         elbo = -trainer.held_out_loss(held_out)

@@ -6,13 +6,14 @@ draws is uniform. A guide that is too narrow has too many extreme ranks, one tha
 leans to a side.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from ppl_tvae.data import SEQUENCES_PER_BATCH, Plan
 from ppl_tvae.inference.draw import LOG_LIKELIHOOD
+from ppl_tvae.inference.interfaces import Evaluator
 
 PROBABILITY = 0.99  # of the simultaneous band: a calibrated quantity leaves it once in a hundred times
 _SIMULATIONS = 1000
@@ -53,7 +54,7 @@ class Calibration(NamedTuple):
 
 
 def simulated_ranks(
-    ready: Any, plan: Plan, num_sequences: int, num_draws: int, seed: int, quiet: bool = False
+    ready: Evaluator, plan: Plan, num_sequences: int, num_draws: int, seed: int, quiet: bool = False
 ) -> dict[str, np.ndarray]:
     """Ranks in (0, 1) of the truth among draws of the guide, on sequences simulated from the model, (num_sequences,).
 

@@ -8,7 +8,7 @@ Keller & Welling 2021, "Topographic VAEs learn Equivariant Capsules" (arXiv 2109
 """
 
 import math
-from typing import Any
+from typing import Any, TypeGuard
 
 from array_api_compat import array_namespace
 
@@ -16,7 +16,7 @@ from ppl_tvae.data.placement import beside
 from ppl_tvae.errors import UserError
 
 
-def rolls(code: Any, num_timesteps: int) -> bool:
+def rolls(code: Any, num_timesteps: int) -> TypeGuard[Any]:
     """Whether a site's values (or None) are a code whose capsules can roll: (B, S, C, D), S and D above 1."""
     return code is not None and code.ndim == 4 and code.shape[1] == num_timesteps and min(code.shape[1::2]) > 1
 

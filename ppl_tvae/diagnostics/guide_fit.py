@@ -16,6 +16,7 @@ from ppl_tvae.diagnostics.convergence import (
 )
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference import bounds
+from ppl_tvae.inference.interfaces import Evaluator
 from ppl_tvae.inference.mcmc import MCMC, Chains, check_mcmc
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
 
@@ -43,7 +44,7 @@ def check_gap(settings: Unamortised, num_sequences: int) -> None:
         raise UserError(f"expected at least 2 sequences for the error of a gap, found {num_sequences}")
 
 
-def chains_of(ready: Any, plan: Plan, settings: MCMC, quiet: bool) -> tuple[Chains, float]:
+def chains_of(ready: Evaluator, plan: Plan, settings: MCMC, quiet: bool) -> tuple[Chains, float]:
     """MCMC on the sequences of a plan, by an evaluator, and the seconds that it took."""
     batches, started = list(parts(plan)), time.perf_counter()
     total = len(batches) * (settings.num_warmup + settings.num_draws)
@@ -106,7 +107,9 @@ def _listed(names: Any) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def amortisation_gap(ready: Any, plan: Plan, num_timesteps: int, settings: Unamortised, quiet: bool) -> dict[str, Any]:
+def amortisation_gap(
+    ready: Evaluator, plan: Plan, num_timesteps: int, settings: Unamortised, quiet: bool
+) -> dict[str, Any]:
     """ELBO of a guide fitted to each sequence alone, minus that of the run's own guide: nats per frame, paired.
 
     The amortisation gap of Cremer, Li & Duvenaud 2018 (arXiv 1801.03558, equation 3) where the fitted guide is of the

@@ -11,6 +11,7 @@ import numpy as np
 from ppl_tvae.data import Plan, SequenceData, parts
 from ppl_tvae.diagnostics import equivariance
 from ppl_tvae.inference import bounds
+from ppl_tvae.inference.interfaces import Evaluator
 
 _IMAGE = "squared error per pixel"
 EQUIVARIANCE = {
@@ -44,7 +45,7 @@ class Rolls(NamedTuple):
     offsets_of_prior: np.ndarray
 
 
-def measured(ready: Any, data: SequenceData, batches: Iterable[tuple[int, Plan]], seed: int) -> Rolls | None:
+def measured(ready: Evaluator, data: SequenceData, batches: Iterable[tuple[int, Plan]], seed: int) -> Rolls | None:
     """The measures of every sequence; None for a program without a site t of event shape (S, C, D)."""
     measures = []
     mean_frame = None
@@ -156,7 +157,7 @@ def _mean(values: np.ndarray) -> dict[str, float | None]:
     return {"value": float(values.mean()), "standard_error": error}
 
 
-def _mean_frame(ready: Any, data: SequenceData) -> np.ndarray:
+def _mean_frame(ready: Evaluator, data: SequenceData) -> np.ndarray:
     """The mean over training sequences and times of their frames as observed, (height, width, channel)."""
     plan = data.plan("train", _TRAINING_SEQUENCES)
     sums = [ready.frames(part).sum(axis=0, dtype=np.float64).mean(axis=0) for _, part in parts(plan)]
@@ -173,7 +174,7 @@ def _errors_of_codes(t: np.ndarray, of_prior: list[np.ndarray]) -> dict[str, np.
 
 
 def _errors_of_images(
-    ready: Any, t: np.ndarray, frames: np.ndarray, mean_frame: np.ndarray, rng: np.random.Generator
+    ready: Evaluator, t: np.ndarray, frames: np.ndarray, mean_frame: np.ndarray, rng: np.random.Generator
 ) -> dict[str, np.ndarray]:
     """Every metric of images, of each sequence, (batch,)."""
     still = np.repeat(t[:, :1], t.shape[1], axis=1)

@@ -21,6 +21,7 @@ from ppl_tvae.figures.sequences import (
     draw_traversals,
 )
 from ppl_tvae.files import replacing, write
+from ppl_tvae.inference.interfaces import Evaluator
 from ppl_tvae.runs import Run, run_at
 from ppl_tvae.trained import evaluator
 
@@ -30,7 +31,7 @@ class Figure(NamedTuple):
     shows; caption in words; applies: whether an experiment can have it."""
 
     file: str
-    draw: Callable[[Run, SequenceData, Any], bytes | None]
+    draw: Callable[[Run, SequenceData, Evaluator], bytes | None]
     caption: str
     applies: Callable[[Experiment], bool] = lambda experiment: True
 

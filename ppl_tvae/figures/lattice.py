@@ -1,7 +1,6 @@
 """Figures of a run's lattice: which cells are active together, and what the positions of a torus prefer."""
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -11,6 +10,7 @@ from ppl_tvae.data import SEQUENCES_PER_BATCH, Plan, SequenceData, parts
 from ppl_tvae.diagnostics.energies import cell_correlation, overlap
 from ppl_tvae.diagnostics.selectivity import class_selectivity
 from ppl_tvae.figures.maps import correlation_maps, image_map, selectivity_map
+from ppl_tvae.inference.interfaces import Evaluator
 from ppl_tvae.models.lattice import Lattice
 from ppl_tvae.runs import Run
 
@@ -29,7 +29,7 @@ def is_torus(experiment: Experiment) -> bool:
     return experiment.program_file is None and experiment.model == "torus" and math.isqrt(positions) ** 2 == positions
 
 
-def draw_energies(run: Run, data: SequenceData, ready: Any) -> bytes | None:
+def draw_energies(run: Run, data: SequenceData, ready: Evaluator) -> bytes | None:
     """A PNG: correlation between cells, as W has it under the prior, and of the guide's draws.
 
     Of the energies W u**2 and of |t|, one draw of the guide for each test sequence; `energies.cell_correlation`. None
@@ -51,7 +51,7 @@ def draw_energies(run: Run, data: SequenceData, ready: Any) -> bytes | None:
     return correlation_maps(matrices, cells, names)
 
 
-def draw_preferred_images(run: Run, data: SequenceData, ready: Any) -> bytes:
+def draw_preferred_images(run: Run, data: SequenceData, ready: Evaluator) -> bytes:
     """A PNG: at each position of the torus, the test image with the largest t there.
 
     One draw of the guide for each of the first test images; of several capsules the first.
@@ -64,7 +64,7 @@ def draw_preferred_images(run: Run, data: SequenceData, ready: Any) -> bytes:
     return image_map(shown, (side, side), title)
 
 
-def draw_selectivity(run: Run, data: SequenceData, ready: Any) -> bytes | None:
+def draw_selectivity(run: Run, data: SequenceData, ready: Evaluator) -> bytes | None:
     """A PNG: the class that each position of the torus prefers, by d'; None without labels.
 
     `selectivity.class_selectivity` of t, one draw of the guide for each of the first test images.
@@ -78,12 +78,12 @@ def draw_selectivity(run: Run, data: SequenceData, ready: Any) -> bytes | None:
     return selectivity_map(dprime, [str(name) for name in names], (side, side))
 
 
-def _on_torus(data: SequenceData, ready: Any) -> tuple[np.ndarray, Plan]:
+def _on_torus(data: SequenceData, ready: Evaluator) -> tuple[np.ndarray, Plan]:
     """t of single frames, (N, D), and their plan."""
     return _latents(data, ready, _IMAGES, ("t",))["t"][:, 0, 0], data.test_plan(_IMAGES)
 
 
-def _latents(data: SequenceData, ready: Any, num_sequences: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+def _latents(data: SequenceData, ready: Evaluator, num_sequences: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
     """One draw of the guide for each of the first test sequences, by site."""
     size = max(SEQUENCES_PER_BATCH, _FRAMES_PER_BATCH // data.num_timesteps)
     drawn = [ready.latents(part, index) for index, part in parts(data.test_plan(num_sequences), size)]

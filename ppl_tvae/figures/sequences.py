@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,13 +11,14 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.figures.animation import animation
 from ppl_tvae.figures.contact_sheet import contact_sheet
 from ppl_tvae.files import write, writing_to
+from ppl_tvae.inference.interfaces import Evaluator
 from ppl_tvae.runs import Run
 
 _SHOWN, _ROLLED_SHOWN = 6, 4  # test sequences
 _ROLLED = ("observed", "reconstruction", "first code, rolled")
 
 
-def draw_reconstructions(run: Run, data: SequenceData, ready: Any) -> bytes:
+def draw_reconstructions(run: Run, data: SequenceData, ready: Evaluator) -> bytes:
     """A PNG: test sequences, and below each what the model makes of the guide's latents."""
     plan = data.test_plan(_SHOWN)
     pairs = np.stack([ready.frames(plan), ready.reconstruct(plan)], axis=1)
@@ -27,7 +27,7 @@ def draw_reconstructions(run: Run, data: SequenceData, ready: Any) -> bytes:
     return contact_sheet(np.clip(pairs.reshape(-1, *pairs.shape[2:]), 0, 1), rows, title)
 
 
-def draw_prior_samples(run: Run, data: SequenceData, ready: Any) -> bytes:
+def draw_prior_samples(run: Run, data: SequenceData, ready: Evaluator) -> bytes:
     """A PNG: E[x | latents drawn from the prior], and below each x drawn from the likelihood."""
     drawn = ready.prior(data.test_plan(_SHOWN))
     pairs = np.stack([drawn.mean[0], drawn.frames[0]], axis=1)
@@ -36,7 +36,7 @@ def draw_prior_samples(run: Run, data: SequenceData, ready: Any) -> bytes:
     return contact_sheet(np.clip(pairs.reshape(-1, *pairs.shape[2:]), 0, 1), rows, title)
 
 
-def draw_traversals(run: Run, data: SequenceData, ready: Any) -> bytes | None:
+def draw_traversals(run: Run, data: SequenceData, ready: Evaluator) -> bytes | None:
     """A PNG: test sequences, their reconstruction, and their first code rolled and decoded.
 
     Where capsules are equivariant, the last row follows the first, although it has seen only its first frame (the
@@ -50,7 +50,7 @@ def draw_traversals(run: Run, data: SequenceData, ready: Any) -> bytes | None:
     return contact_sheet(triples, labels, f"{_what(run)}: test sequences, and what is decoded from their codes")
 
 
-def draw_traversal_animation(run: Run, data: SequenceData, ready: Any) -> bytes | None:
+def draw_traversal_animation(run: Run, data: SequenceData, ready: Evaluator) -> bytes | None:
     """A looping GIF: what `draw_traversals` shows, with time as time; None as there."""
     plan = data.test_plan(_ROLLED_SHOWN)
     if (rows := _rolled(data, ready, plan)) is None:
@@ -73,7 +73,7 @@ def data_sheet(
     return path
 
 
-def _rolled(data: SequenceData, ready: Any, plan: Plan) -> np.ndarray | None:
+def _rolled(data: SequenceData, ready: Evaluator, plan: Plan) -> np.ndarray | None:
     """(sequence, 3, S, H, W, channel) in [0, 1], observed, reconstructed, rolled; None where no code rolls."""
     t = ready.latents(plan).get("t")
     if not equivariance.rolls(t, data.num_timesteps):
