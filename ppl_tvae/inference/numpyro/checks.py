@@ -117,8 +117,8 @@ def _well_named(part: str, function: Any, rng_key: jax.Array, frames: jax.Array)
         if "unique names" not in str(error):
             raise
         raise UserError(
-            f"expected a name of its own for each site and parameter of the {part}, found: {error}; rename one, or "
-            f"make a plate once and enter it again"
+            f"expected a name of its own for each site and parameter of the {part}, found: {error}; "
+            f"rename one, or make a plate once and enter it again"
         ) from None
     if states := [name for name, site in sites.items() if site["type"] == "mutable"]:
         raise UserError(

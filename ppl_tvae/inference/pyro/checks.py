@@ -121,8 +121,8 @@ def _well_named(part: str, function: Any, frames: Tensor) -> Trace:
         if "already in the trace" not in str(error) and "Multiple" not in first_line:
             raise
         raise UserError(
-            f"expected a name of its own for each site and parameter of the {part}, found: {first_line}; rename one, or "
-            f"make a plate once and enter it again"
+            f"expected a name of its own for each site and parameter of the {part}, found: {first_line}; "
+            f"rename one, or make a plate once and enter it again"
         ) from None
 
 
