@@ -13,9 +13,9 @@ from ppl_tvae.diagnostics.datatree import datatree, with_chains
 from ppl_tvae.diagnostics.guide_fit import chains_of, check_chains
 from ppl_tvae.errors import check_count
 from ppl_tvae.files import replacing
-from ppl_tvae.inference.description import ABOUT
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC
+from ppl_tvae.program import ABOUT
 from ppl_tvae.runs import Run, run_at
 from ppl_tvae.trained import Asked, asking
 

@@ -6,6 +6,12 @@ from typing import Any, NamedTuple
 OBSERVED = "x"  # the site at which a model observes the frames
 PLATE = "sequences"  # the plate of independent sequences
 
+# Dimensions and coordinates of draws, frames and codes in a tree of draws (`diagnostics.datatree`).
+FRAME_DIMS = ("sequence", "time", "height", "width", "channel")
+CELL_DIMS = ("sequence", "time", "capsule", "position")
+ABOUT = ("image", "label", "transform", "phase")  # of each sequence
+TREE_NAMES = {"chain", "draw", *FRAME_DIMS, *CELL_DIMS, *ABOUT}  # which no site may have
+
 
 class Program(NamedTuple):
     """`model(frames)` and `guide(frames)`; frames are (batch, time, height, width, channel), values in [0, 1].

@@ -8,9 +8,10 @@ import numpy as np
 import xarray as xr
 
 from ppl_tvae.inference import bounds, reliability
-from ppl_tvae.inference.description import CELL_DIMS, FRAME_DIMS, check_site_names
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import Chains
+from ppl_tvae.inference.mistakes import check_site_names
+from ppl_tvae.program import CELL_DIMS, FRAME_DIMS
 
 
 def datatree(

@@ -8,15 +8,24 @@ import numpy as np
 import numpyro
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.description import (
+from ppl_tvae.inference.mistakes import (
+    changes_by_chance,
+    check_axis,
+    check_cover,
     check_is_no_factor,
     check_is_no_point,
+    check_latents,
     check_likelihood,
+    check_log_prob,
+    check_masks,
+    check_observed,
     check_observes_nothing_else,
+    check_own_names,
+    check_reparameterised,
+    check_shapes,
     check_site_names,
-    distribution_name,
-    site_row,
-    unwrapped,
+    check_within,
+    depends_on_others,
 )
 from ppl_tvae.inference.numpyro.tracing import (
     Trace,
@@ -34,22 +43,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     traced,
 )
 from ppl_tvae.inference.order import Look, check_order
-from ppl_tvae.inference.sites import (
-    Site,
-    changes_by_chance,
-    check_axis,
-    check_cover,
-    check_latents,
-    check_log_prob,
-    check_masks,
-    check_observed,
-    check_own_names,
-    check_reparameterised,
-    check_shapes,
-    check_within,
-    depends_on_others,
-    plate_axis,
-)
+from ppl_tvae.inference.sites import Site, distribution_name, plate_axis, site_row, unwrapped
 from ppl_tvae.program import OBSERVED, PLATE, Program
 
 _ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes

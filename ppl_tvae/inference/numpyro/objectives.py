@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from numpyro.distributions.kl import kl_divergence
 from numpyro.primitives import Messenger
 
-from ppl_tvae.inference.description import has_inexact_kl
+from ppl_tvae.inference.mistakes import check_reparameterised
 from ppl_tvae.inference.numpyro.tracing import (
     Trace,
     latent_sites,
@@ -29,7 +29,7 @@ from ppl_tvae.inference.numpyro.tracing import (
 )
 from ppl_tvae.inference.numpyro.tracing import per_sequence as summed
 from ppl_tvae.inference.objective import Objective, kl_weight
-from ppl_tvae.inference.sites import Site, along_plate, check_reparameterised
+from ppl_tvae.inference.sites import Site, along_plate, has_inexact_kl
 from ppl_tvae.program import Program
 
 Parameters = Mapping[str, jax.Array]

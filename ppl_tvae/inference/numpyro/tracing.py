@@ -12,8 +12,8 @@ from numpyro.distributions import Distribution, Independent, biject_to
 from numpyro.handlers import replay, seed, substitute, trace
 
 from ppl_tvae.errors import NoFrameScore, UserError
-from ppl_tvae.inference.description import masks
-from ppl_tvae.inference.sites import Site, changing_support, check_parameters, without_coordinates
+from ppl_tvae.inference.mistakes import changing_support, check_parameters, without_coordinates
+from ppl_tvae.inference.sites import Site, masks
 from ppl_tvae.program import PLATE, Program
 
 Trace = Mapping[str, Site]

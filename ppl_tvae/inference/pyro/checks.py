@@ -11,16 +11,24 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ppl_tvae.errors import UserError
-from ppl_tvae.inference.description import (
+from ppl_tvae.inference.mistakes import (
+    changes_by_chance,
+    check_axis,
+    check_cover,
     check_is_no_factor,
     check_is_no_point,
+    check_latents,
     check_likelihood,
+    check_log_prob,
+    check_masks,
+    check_observed,
     check_observes_nothing_else,
+    check_own_names,
+    check_reparameterised,
+    check_shapes,
     check_site_names,
-    distribution_name,
-    parts,
-    site_row,
-    unwrapped,
+    check_within,
+    depends_on_others,
 )
 from ppl_tvae.inference.order import Look, check_order
 from ppl_tvae.inference.pyro.tracing import (
@@ -38,22 +46,7 @@ from ppl_tvae.inference.pyro.tracing import (
     total,
     traced,
 )
-from ppl_tvae.inference.sites import (
-    Site,
-    changes_by_chance,
-    check_axis,
-    check_cover,
-    check_latents,
-    check_log_prob,
-    check_masks,
-    check_observed,
-    check_own_names,
-    check_reparameterised,
-    check_shapes,
-    check_within,
-    depends_on_others,
-    plate_axis,
-)
+from ppl_tvae.inference.sites import Site, distribution_name, made_of, plate_axis, site_row, unwrapped
 from ppl_tvae.program import OBSERVED, PLATE, Program
 
 _ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes
@@ -185,7 +178,7 @@ def _check_scale(part: str, name: str, site: Site) -> None:
 
 def _check_circle(name: str, modelled: Site) -> None:
     """torch has densities of angles repeat over the real line, where they integrate to anything."""
-    found = next((part for part in parts(modelled["fn"]) if part in ("VonMises", "SineBivariateVonMises")), None)
+    found = next((part for part in made_of(modelled["fn"]) if part in ("VonMises", "SineBivariateVonMises")), None)
     if found is not None:
         raise UserError(
             f"expected a prior of site '{name}' with one density in all, found {found}, whose density torch repeats "

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions.kl import kl_divergence
 
-from ppl_tvae.inference.description import has_inexact_kl
+from ppl_tvae.inference.mistakes import check_reparameterised
 from ppl_tvae.inference.objective import Objective, kl_weight
 from ppl_tvae.inference.pyro.particles import drawn, is_vectorisable, log_density_at, of_particles, repeated
 from ppl_tvae.inference.pyro.tracing import (
@@ -34,7 +34,7 @@ from ppl_tvae.inference.pyro.tracing import (
     total,
 )
 from ppl_tvae.inference.pyro.tracing import per_sequence as summed
-from ppl_tvae.inference.sites import Site, along_plate, check_reparameterised
+from ppl_tvae.inference.sites import Site, along_plate, has_inexact_kl
 from ppl_tvae.program import Program
 
 

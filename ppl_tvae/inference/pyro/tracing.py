@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
 
 from ppl_tvae.errors import NoFrameScore, UserError
-from ppl_tvae.inference.description import distribution_name, masks
-from ppl_tvae.inference.sites import Site, changing_support, check_parameters, without_coordinates
+from ppl_tvae.inference.mistakes import changing_support, check_parameters, without_coordinates
+from ppl_tvae.inference.sites import Site, distribution_name, masks
 from ppl_tvae.program import PLATE, Program
 
 Trace = Any
