@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 from ppl_tvae import catalogue
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import SequenceData, open_data, render
-from ppl_tvae.errors import UserError, unknown_name
+from ppl_tvae.errors import UserError, is_of_memory, unknown_name
 from ppl_tvae.files import digest, read
 from ppl_tvae.models import lattice as lattices
 from ppl_tvae.models.latent import Latent
@@ -221,7 +221,7 @@ def naming_the_program(experiment: Experiment) -> Iterator[None]:
     except UserError:
         raise
     except (Exception, SystemExit) as error:
-        if experiment.program_file is None:
+        if experiment.program_file is None or is_of_memory(error):
             raise
         raise UserError(
             f"expected the program '{experiment.program_file}' to run on frames (batch, time, height, width, channel), "

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from ppl_tvae import catalogue
 from ppl_tvae.arguments import EXIT_BAD_INPUT, command_parser
 from ppl_tvae.config import Experiment, read_settings, read_toml
-from ppl_tvae.errors import Diverged, Interrupted, UserError
+from ppl_tvae.errors import Diverged, Interrupted, UserError, is_of_memory
 from ppl_tvae.plain import to_json
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found = f"'{error.filename}': {error.strerror}" if error.filename else str(error)
         return _told(f"expected to be able to read and write what the command needs, found {found}", EXIT_BAD_INPUT)
     except (MemoryError, RuntimeError) as error:
-        if not _is_of_memory(error):
+        if not is_of_memory(error):
             raise
         found = str(error).strip().partition("\n")[0].rpartition(": ")[2] or "that it does not"
         return _told(
@@ -80,12 +80,6 @@ def _hearing_sigterm() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, previous or signal.SIG_DFL)
-
-
-def _is_of_memory(error: Exception) -> bool:
-    """Whether there was not enough of it: Python's own error, or JAX's or torch's, which are of types of their own."""
-    words = ("resource_exhausted", "out of memory", "can't allocate memory")
-    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)
 
 
 def _told(what: Exception | str, code: int) -> int:

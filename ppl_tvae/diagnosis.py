@@ -55,7 +55,7 @@ def diagnose(
     names). The file also has parameters, the digest of those it is of.
     Where mcmc is given, also mcmc, with the chains in posterior.nc; where gap_guide is, amortisation_gap (both are of
     `diagnostics.guide_fit`). They are slow, and stay from an earlier call with the same parameters, split and
-    transforms until they are asked for again.
+    transforms until they are asked for again. Both come last: after Ctrl-C what was found before stays.
     transforms: as in `to_datatree`; calibration is of the model's own sequences and does not depend on them.
     Raises UserError.
     """
@@ -70,37 +70,49 @@ def diagnose(
     if gap_guide is not None:
         check_gap(gap_guide, len(of_gap.image))
     check_writable(run.path)  # said before the work
-    against = _slow_findings(run, split, data.transforms)
+    slow = _slow_findings(run, split, data.transforms)
     with asking(run, data, split, seed, backend, device) as asked:  # one for all, for what it compiles
-        ready = asked.evaluator
         tree = tree_of(asked, num_sequences, num_draws)
-        ranks = calibration.simulated_ranks(
-            ready, data.plan("train", 1), simulated_sequences, _CALIBRATION_DRAWS, seed, quiet
-        )
-        rolls = _rolls(asked, metric_sequences, quiet)
+        found = _findings(asked, tree, simulated_sequences, metric_sequences, quiet)
+        kept = with_groups(tree, saved_chains(run)) if "mcmc" in slow else tree
+        _save(asked, kept, found | slow)
+        # What may take hours comes after the rest is written, and is written as soon as it is there.
         if gap_guide is not None:
-            against["amortisation_gap"] = amortisation_gap(ready, of_gap, data.num_timesteps, gap_guide, quiet)
-        if mcmc is not None:  # last, since both files are written after it and belong together
+            gap = amortisation_gap(asked.evaluator, of_gap, data.num_timesteps, gap_guide, quiet)
+            slow["amortisation_gap"] = gap
+            _save(asked, kept, found | slow)
+        if mcmc is not None:
             tree = with_mcmc(tree, asked, mcmc, mcmc_sequences, quiet)
-            against["mcmc"] = against_mcmc(tree, mcmc, seed)
-        elif "mcmc" in against:
-            tree = with_groups(tree, saved_chains(run))
-    found = {
-        "posterior": _of_posterior(tree, data.transforms),
+            slow["mcmc"] = against_mcmc(tree, mcmc, seed)
+            _save(asked, tree, found | slow)
+    return run.diagnosis()
+
+
+def _findings(
+    asked: Asked, tree: "xr.DataTree", simulated_sequences: int, metric_sequences: int, quiet: bool
+) -> dict[str, Any]:
+    """All but what is slow."""
+    any_frames = asked.data.plan("train", 1)
+    ranks = calibration.simulated_ranks(
+        asked.evaluator, any_frames, simulated_sequences, _CALIBRATION_DRAWS, asked.seed, quiet
+    )
+    return {
+        "posterior": _of_posterior(tree, asked.data.transforms),
         "calibration": {
             name: {"verdict": calibration.calibration(values).verdict, "ranks": [round(float(v), 4) for v in values]}
             for name, values in ranks.items()
         },
-        **rolls,
+        **_rolls(asked, metric_sequences, quiet),
         "predictive_checks": predictive_checks(tree),
         "prior_ranks": prior_ranks(tree),
         "power_scaling": power_scaling(tree),
-        **against,
     }
-    with alone_in(run.path):  # the two files of one diagnosis, not one each of two
-        save_datatree(run, tree)
-        run.save_diagnosis(found, asked.parameters)
-    return run.diagnosis()
+
+
+def _save(asked: Asked, tree: "xr.DataTree", found: dict[str, Any]) -> None:
+    with alone_in(asked.run.path):  # the two files of one diagnosis, not one each of two
+        save_datatree(asked.run, tree)
+        asked.run.save_diagnosis(found, asked.parameters)
 
 
 def _of_posterior(tree: "xr.DataTree", transforms: Sequence[str]) -> dict[str, Any]:

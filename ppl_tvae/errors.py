@@ -37,6 +37,12 @@ class Interrupted(RuntimeError):
     """Ctrl-C. What was done before is in the run directory: the state of the last step, or the records of sequences."""
 
 
+def is_of_memory(error: BaseException) -> bool:
+    """Whether there was not enough of it: Python's own error, or JAX's or torch's, which are of types of their own."""
+    words = ("resource_exhausted", "out of memory", "can't allocate memory")
+    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in words)
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that is not in a catalogue, with the nearest one that is."""
     known = sorted(known)

@@ -18,7 +18,8 @@ from ppl_tvae.diagnostics.datatree import CELL_DIMS, FRAME_DIMS
 from ppl_tvae.diagnostics.rolling import EQUIVARIANCE
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.mcmc import MCMC
-from ppl_tvae.posterior import save_datatree, to_datatree
+from ppl_tvae.inference.unamortised import Unamortised
+from ppl_tvae.posterior import save_datatree, saved_chains, to_datatree
 from ppl_tvae.runs import open_run
 from tests.small_runs import BACKENDS, files_in, small_training
 
@@ -79,6 +80,28 @@ def test_a_diagnosis_that_is_stopped_leaves_both_files_as_they_were(run, monkeyp
     with pytest.raises(KeyboardInterrupt):
         diagnose(run, mcmc=MCMC(num_warmup=2, num_draws=4, num_chains=2), mcmc_sequences=1, **FEW)
     assert files_in(run.path) == before
+
+
+def test_what_was_found_before_slow_chains_are_stopped_stays(run, tmp_path, monkeypatch):
+    copy = open_run(shutil.copytree(run.path, tmp_path / "run"))
+    chains, asked = MCMC(num_warmup=2, num_draws=4, num_chains=2), FEW | {"mcmc_sequences": 1}
+    diagnose(copy, mcmc=chains, **asked)
+    of_before = saved_chains(copy)
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(diagnosis, "with_mcmc", stop)
+    gap = Unamortised("auto-normal", steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        diagnose(copy, mcmc=chains, gap_guide=gap, gap_sequences=2, **(asked | {"num_draws": 5}))
+    found = copy.diagnosis()
+    assert found["posterior"]["num_draws"] == 5
+    assert found["amortisation_gap"]["guide_steps"] == 2
+    assert found["mcmc"]["num_draws"] == 4
+    assert saved_chains(copy).keys() == of_before.keys() != set()
+    for name, group in saved_chains(copy).items():
+        assert group.identical(of_before[name])
 
 
 def test_a_diagnosis_is_of_the_parameters_that_it_began_with(run, tmp_path, monkeypatch):

@@ -122,7 +122,7 @@ MAY_KNOW = {
     "plain": set(),
     "records": set(),
     "runs": {"config", "files", "plain", "records", "errors"},
-    "diagnostics": {"diagnostics", "data", "inference", "errors"},
+    "diagnostics": {"diagnostics", "data", "inference", "program", "errors"},
     "loop": {"runs", "data", "inference", "errors"},
 }
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ppl_tvae import Experiment, cli
-from ppl_tvae.assembly import assemble
+from ppl_tvae.assembly import assemble, naming_the_program
 from ppl_tvae.runs import open_run
 
 PROGRAM = '''
@@ -95,3 +95,10 @@ def test_what_is_drawn_when_the_file_runs_is_of_the_seed(backend, tmp_path):
     assert drawn(0)[0] != drawn(1)[0]
     assert drawn(0)[1] != drawn(1)[1]
     assert random.getstate() == before
+
+
+def test_too_little_memory_is_not_the_programs_mistake(tmp_path):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    with pytest.raises(MemoryError), naming_the_program(Experiment(model=str(path))):
+        raise MemoryError
