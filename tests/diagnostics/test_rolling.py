@@ -112,6 +112,56 @@ def test_errors_of_noise_by_hand():
     assert not np.array_equal(error, other["image_error_random_roll"])
 
 
+def test_random_rolls_are_any_of_all_alike_and_each_frame_has_its_own():
+    """All capsules of a frame roll by one amount; amounts of frames, sequences, batches and seeds are independent."""
+    shown = []
+
+    class Shown(Evaluator):
+        def latents(self, plan, batch_index):
+            return super().latents(plan, 0)
+
+        def decode(self, values, site):
+            shown.append(values)
+            return super().decode(values, site)
+
+    def amounts(index, seed):
+        shown.clear()
+        found = rolling.measured(Shown(), DATA, [(index, plan)], seed).metrics["image_error_random_roll"]
+        frames = Evaluator().frames(plan)
+        (code,) = (
+            each for each in shown if np.allclose(((each[..., None] - frames)[:, 1:] ** 2).mean((1, 2, 3, 4)), found)
+        )
+        first = Shown().latents(plan, 0)["t"][:, :1]
+        fits = np.stack([(np.roll(first, k, axis=-1) == code).all(axis=(2, 3)) for k in range(D)], axis=-1)
+        assert (fits.sum(axis=-1) == 1).all()
+        return fits.argmax(axis=-1)
+
+    plan = a_plan(300)._replace(transform=np.ones(300, np.int32))
+    one = amounts(1, 0)
+    error = (5 / 36 / one.size) ** 0.5  # of the share of one amount of six
+    np.testing.assert_allclose(np.bincount(one.ravel(), minlength=D) / one.size, 1 / D, atol=STANDARD_ERRORS * error)
+    others = (one[:, 1:], one[1:], amounts(2, 0), amounts(1, 1))
+    for mine, other in zip((one[:, :-1], one[:-1], one, one), others, strict=True):
+        assert abs(np.mean(mine == other) - 1 / D) < STANDARD_ERRORS * (5 / 36 / other.size) ** 0.5
+
+
+def test_the_pooled_roll_is_that_of_most_capsules():
+    """Of three capsules two follow the frames."""
+    plan, rng = a_plan(60), np.random.default_rng(5)
+    rolls = rolling.measured(Evaluator(), DATA, [(0, plan)], seed=0)
+    estimated = np.stack([rng.integers(D, size=60), rolls.true_offsets, rolls.true_offsets], axis=1)
+    for record in rolling.by_transform(rolls._replace(estimated_offsets=estimated), DATA, plan):
+        assert record["capsule_correlation_pooled"]["value"] == pytest.approx(1)
+        assert record["capsule_correlation_per_capsule"]["value"] < 0.9
+
+
+@pytest.mark.parametrize(("count", "known"), [(2, False), (3, True)])
+def test_the_fewest_sequences_that_say_anything(count, known):
+    plan = a_plan(count)._replace(transform=np.zeros(count, np.int32), phase=np.arange(count, dtype=np.int32))
+    (record,) = rolling.by_transform(rolling.measured(Evaluator(), DATA, [(0, plan)], seed=0), DATA, plan)
+    assert (record["capsule_correlation_pooled"]["value"] is not None) == known
+
+
 def test_the_prior_is_measured_at_the_same_times(records):
     """Draws that do not roll at all correlate only where the first frame is compared with itself: offset 0 is right."""
     by_name, plan, rolls = records
