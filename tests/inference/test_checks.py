@@ -29,8 +29,10 @@ def program(host, mistake=None):
         return dist.Normal(xp.zeros(size), scale * xp.ones(size)).to_event(0 if mistake == "event" else 1)
 
     def prior():
-        if mistake == "within":
+        if mistake in ("within", "above"):
             return dist.LogNormal(xp.zeros(2), xp.ones(2)).to_event(1)
+        if mistake == "widest":
+            return dist.Uniform(-999.0 * xp.ones(2), 999.0 * xp.ones(2)).to_event(1)
         if mistake == "wider":  # than which the guide seldom draws
             return dist.Uniform(-9.0 * xp.ones(2), 9.0 * xp.ones(2)).to_event(1)
         return dist.Normal(xp.zeros(2), xp.ones(2)).mask(mistake != "unmasked").to_event(1) if masked else normal()
@@ -38,6 +40,12 @@ def program(host, mistake=None):
     def posterior(scale, frames):
         if mistake == "point":
             return dist.Delta(xp.zeros(2) + ppl.param("z.loc", xp.zeros(2))).to_event(1)
+        if mistake == "moved":
+            return dist.TransformedDistribution(
+                dist.Delta(xp.zeros(2)), [dist.transforms.AffineTransform(0.0, 2.0)]
+            ).to_event(1)
+        if mistake == "above":  # so far that no draw shows where it does not fit
+            return dist.Normal(9.0 * xp.ones(2), 0.1 * xp.ones(2)).to_event(1)
         if mistake == "early":
             scale = scale + frames[:1].mean()
         if masked:
@@ -104,6 +112,8 @@ def program(host, mistake=None):
             ppl.sample("theta", dist.Normal(xp.zeros(()), 1.0))
         if mistake == "clash":
             ppl.param("weight", xp.zeros(3))
+        if mistake == "batched guide":
+            ppl.param("offset", xp.zeros(frames.shape[0]))
         with ppl.plate("sequences", frames.shape[0]):
             further_sites()
             scale = 0.5 + abs(noise(2)) if mistake == "dropout" else 0.5
@@ -161,6 +171,9 @@ MISTAKES = {
     "cover": "cover the prior of site 'z'",
     "within": "guide's draws of site 'z' within the support of its prior",
     "wider": "guide's draws of site 'z' within the support of its prior",
+    "above": "guide's draws of site 'z' within the support of its prior",
+    "widest": "guide's draws of site 'z' within the support of its prior",
+    "moved": "with a density at the sites of the guide, found the point mass Delta at 'z'",
     "point": "with a density at the sites of the guide, found the point mass Delta at 'z'",
     "masked": "entries of site 'z' masked alike in model and guide",
     "unmasked": "entries of site 'z' masked alike in model and guide",
@@ -172,6 +185,7 @@ MISTAKES = {
     "peeking": 'the distribution of a pixel at site "x" not to depend on that pixel',
     "parted": "no '/' in the names of sites.*found 'a/b'",
     "batched": r"the same shapes whatever the number of sequences, found 'offset' of shape \(3,\) and.* \(6,\)",
+    "batched guide": r"the same shapes whatever the number of sequences, found 'offset' of shape \(3,\) and.* \(6,\)",
     "scaled": "no scale at site 'x' of the model but that of the plate 'sequences', found 0.5",
 }
 
@@ -261,6 +275,56 @@ def test_pixels_in_whole_numbers_pass(host):
 
     frames = xp.asarray((xp.linspace(0.1, 0.9, 24).reshape(SHAPE) > 0.5) * 1.0)
     check(Program(model, program(host).guide), frames, "bernoulli")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("pixel", [(1, 1, 1, 0), (2, 2, 2, 1)])
+def test_a_single_pixel_that_looks_at_itself_is_found_unless_a_mask_leaves_it_out(host, pixel):
+    """In the middle of the first channel, and the last of all."""
+    ppl, dist, xp, check = HOSTS[host]
+    shape = (2, 3, 3, 3, 2)
+    places = xp.arange(54).reshape(shape[1:])
+    here = places == places[pixel]
+
+    def program_with(counts):
+        def model(frames):
+            with ppl.plate("sequences", frames.shape[0]):
+                z = ppl.sample("z", dist.Normal(xp.zeros(2), xp.ones(2)).to_event(1))
+                loc = z.mean(-1).reshape(-1, 1, 1, 1, 1) + frames * here
+                ppl.sample("x", dist.Normal(loc, 1.0).mask(counts).to_event(4), obs=frames)
+
+        return Program(model, program(host).guide)
+
+    frames = xp.linspace(0.1, 0.9, 108).reshape(shape)
+    check(program_with(~here), frames)
+    with pytest.raises(UserError, match="not to depend on that pixel"):
+        check(program_with(here | ~here), frames)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_plate_of_more_sequences_than_the_batch_passes(host):
+    """Three of ten: the hosts scale what is in the plate by ten thirds."""
+    ppl, dist, xp, check = HOSTS[host]
+
+    def model(frames):
+        with ppl.plate("sequences", 10, subsample_size=len(frames)):
+            z = ppl.sample("z", dist.Normal(xp.zeros(2), xp.ones(2)).to_event(1))
+            loc = z.mean(-1).reshape(-1, 1, 1, 1, 1) + xp.zeros(SHAPE[1:])
+            ppl.sample("x", dist.Normal(loc, 1.0).to_event(4), obs=frames)
+
+    check(Program(model, program(host).guide), xp.full(SHAPE, 0.3))
+
+
+def test_torch_has_the_random_stream_and_the_parameters_that_it_had_before_the_check():
+    before = torch.random.get_rng_state(), dict(pyro.get_param_store().named_parameters())
+
+    def guide(frames):
+        pyro.param("guide.loc", torch.zeros(2))
+        program("pyro").guide(frames)
+
+    check_pyro(Program(program("pyro").model, guide), torch.full(SHAPE, 0.3))
+    assert torch.equal(torch.random.get_rng_state(), before[0])
+    assert dict(pyro.get_param_store().named_parameters()).keys() == before[1].keys()
 
 
 @pytest.mark.parametrize("host", HOSTS)
