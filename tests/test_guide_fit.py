@@ -18,7 +18,14 @@ import xarray as xr
 
 from ppl_tvae import cli, train
 from ppl_tvae.data import Plan
-from ppl_tvae.diagnostics.convergence import _verdict, convergence, guide_against_chains
+from ppl_tvae.diagnostics.convergence import (
+    _comparison,
+    _Moments,
+    _verdict,
+    chosen_cells,
+    convergence,
+    guide_against_chains,
+)
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
 from ppl_tvae.diagnostics.guide_fit import _gap_verdict, _trouble, against_mcmc, amortisation_gap
 from ppl_tvae.errors import UserError
@@ -202,6 +209,65 @@ def test_shift_and_width_by_hand():
     alike = 2 * rng.standard_normal((1, 400, 200))
     beyond_noise = guide_against_chains(of_cells(u=alike), of_cells(u=exact))["u"]["difference_beyond_noise"]
     assert beyond_noise < np.hypot(2 / 20, 2 / 40) / 2 / 2
+
+
+def test_cells_are_the_same_of_guide_and_chains_and_those_that_vary():
+    """Of the first two of three sequences; each number says which draw, sequence and place it is."""
+    dims = ("chain", "draw", "sequence", "place")
+    guide = np.arange(3 * 4)[None, None] + 100.0 * np.arange(6)[None, :, None]
+    guide = guide.reshape(1, 6, 3, 4)
+    chains = np.tile(guide[:, :, :2], (2, 1, 1, 1))
+    chains[..., 1, 2] = 7.0  # which never varies
+    likelihoods = {"x": (dims[:3], guide[..., 0])}, {"x": (dims[:3], chains[..., 0])}
+    tree = xr.DataTree.from_dict({
+        "posterior": xr.Dataset({"u": (dims, guide), "w": (dims, guide)}),
+        "posterior_mcmc": xr.Dataset({"u": (dims, chains), "w": (dims, np.ones_like(chains))}),
+        "log_likelihood": xr.Dataset(likelihoods[0]),
+        "log_likelihood_mcmc": xr.Dataset(likelihoods[1]),
+    })  # fmt: skip
+    ours, theirs = chosen_cells(tree, seed=0)
+    assert set(ours) == set(theirs) == {"u", LOG_LIKELIHOOD}
+    assert sorted(ours["u"].values[0, 0]) == [0, 1, 2, 3, 4, 5, 7]
+    assert sorted(ours[LOG_LIKELIHOOD].values[0, 0]) == [0, 4]
+    for name in ours:
+        np.testing.assert_array_equal(np.tile(ours[name].values, (2, 1, 1)), theirs[name].values)
+
+
+def test_errors_and_ratios_of_few_draws_by_hand():
+    """Of a cell with scales 1.3 and 1, each known to a tenth: their ratio, 1.3, is within twice its error of one."""
+
+    def moments(mean, scale, mean_error, scale_error):
+        values = (mean, scale, mean_error, scale_error)
+        return _Moments(*(xr.Dataset({"u": ("u_cell", np.full(5, value))}) for value in values))
+
+    exact, wide = moments(2.0, 1.0, 0.04, 0.1), moments(2.3, 1.3, 0.03, 0.13)
+    found = _comparison(wide, exact, "u")
+    assert found["difference_of_means_quantiles"] == [0.3] * 3
+    assert found["difference_standard_error"] == 0.05
+    assert found["difference_beyond_noise"] == round((0.3**2 - 0.05**2) ** 0.5, 3)
+    assert found["ratio_of_scales_quantiles"] == [1.3] * 3
+    assert found["log_ratio_standard_error"] == round(0.1 * 2**0.5, 3)
+    assert found["verdict"].endswith("scales agree within noise or a tenth")
+    wider = _comparison(moments(2.3, 1.4, 0.03, 0.14), exact, "u")  # log 1.4 is 0.336
+    assert wider["verdict"].endswith("the guide is too wide: 1.4 times the scale of MCMC (median)")
+
+
+def test_quantiles_over_cells_err_to_the_worse_side_and_scales_are_of_samples():
+    from arviz_stats import ess, rhat
+
+    rng = np.random.default_rng(3)
+    draws = of_cells(u=rng.standard_normal((4, 20, 8)))
+    found = convergence(draws)["u"]
+    for told, values, side in (
+        (found["rhat_quantiles"], rhat(draws)["u"], "higher"),
+        (found["ess_quantiles"], ess(draws, method="bulk")["u"], "lower"),
+    ):
+        np.testing.assert_allclose(told, np.quantile(values, (0.1, 0.5, 0.9), method=side), atol=0.05)
+        assert not np.allclose(told, np.quantile(values, (0.1, 0.5, 0.9)), rtol=1e-4)
+    few = rng.standard_normal((1, 5, 8))
+    ratios = few.std(axis=(0, 1), ddof=1) / draws["u"].values.std(axis=(0, 1), ddof=1)
+    compared = guide_against_chains(of_cells(u=few), draws)["u"]
+    np.testing.assert_allclose(compared["ratio_of_scales_quantiles"], np.quantile(ratios, (0.1, 0.5, 0.9)), atol=6e-4)
 
 
 def test_trajectories_that_are_cut_are_told():

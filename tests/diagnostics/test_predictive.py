@@ -47,6 +47,18 @@ def test_numbers_are_means_over_sequences():
     assert record["p_value"] == pytest.approx((above + ties / 2 + 0.5) / (NUM_DRAWS + 1), abs=1e-4)
 
 
+def test_chains_count_one_after_the_other():
+    tree = frames_tree(np.random.default_rng(1), observed_level=0.52)
+    together, apart = tree.copy(), tree.copy()
+    for group in ("posterior_predictive", "prior_predictive"):
+        x = tree[group].to_dataset()["x"].isel(draw=slice(NUM_DRAWS - 1))
+        halves = x.values.reshape(2, NUM_DRAWS // 2, *x.shape[2:])
+        together[group], apart[group] = (
+            xr.DataTree(xr.Dataset({"x": (DRAWN, values)})) for values in (x.values, halves)
+        )
+    assert predictive_checks(apart) == predictive_checks(together)
+
+
 def test_the_fewest_draws_are_the_first_that_can_be_extreme():
     observed = np.zeros(())
     smallest = [float(statistics.tail_probability(observed, -np.ones(n))) for n in (FEWEST_DRAWS - 1, FEWEST_DRAWS)]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
+from ppl_tvae.diagnostics import sensitivity
 from ppl_tvae.diagnostics.sensitivity import power_scaling, summaries
 from ppl_tvae.inference.draw import LOG_LIKELIHOOD
 
@@ -52,8 +53,9 @@ def test_sequences_are_scaled_alone_and_averaged():
 
 def test_summaries_are_what_they_are_called():
     tree = conjugate([1.0], [2.0], num_draws=30)
+    theta = np.random.default_rng(1).normal(size=(1, 30, 1, 3))
+    tree["posterior"] = xr.DataTree(xr.Dataset({"theta": ((*DIMS, "cell"), theta)}))
     found = summaries(tree)
-    theta = tree["posterior"]["theta"].values
     np.testing.assert_allclose(found["mean square of theta"], (theta**2).mean(axis=-1))
     np.testing.assert_array_equal(found[LOG_LIKELIHOOD], tree["log_likelihood"]["x"])
 
@@ -69,3 +71,11 @@ def test_densities_that_hardly_vary_are_no_error():
     for record in power_scaling(tree):
         assert record["prior"] is None or np.isfinite(record["prior"])
         assert np.isfinite(record["likelihood"])
+
+
+def test_one_sequence_of_which_nothing_is_known_leaves_no_mean(monkeypatch):
+    found = iter([{"a": 1.0}, {"a": 2.0}, {"a": float("nan")}, {"a": 4.0}])  # prior and likelihood of each sequence
+    monkeypatch.setattr(sensitivity, "_sensitivities", lambda scaled, part: next(found))
+    (record,) = power_scaling(conjugate([1.0, 2.0], [2.0, 1.0], num_draws=30))
+    assert (record["prior"], record["prior_standard_error"]) == (None, None)
+    assert (record["likelihood"], record["likelihood_standard_error"]) == (3.0, 1.0)

@@ -37,6 +37,7 @@ def test_colours_and_lags_by_hand():
     frames[:, 0, 0, 0] = [0, 3, 1, 3]
     np.testing.assert_allclose(statistics.frame_change(frames), (9 + 4 + 4) / 9)
     np.testing.assert_allclose(statistics.half_sequence_change(frames), (1 + 0) / 6)
+    np.testing.assert_allclose(statistics.half_sequence_change(frames[:3]), (9 + 4) / 6)  # S // 2 of three is one
     np.testing.assert_allclose(statistics.colourfulness(frames), np.mean([2 / 9 * v**2 for v in (0, 3, 1, 3)]))
 
 
