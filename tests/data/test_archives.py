@@ -42,6 +42,21 @@ def test_own_test_set(tmp_path: Path, test: object) -> None:
     np.testing.assert_array_equal(source.labels, np.arange(10))
 
 
+def test_a_digest_is_of_all_that_matters_and_of_nothing_else(tmp_path: Path) -> None:
+    """Pixels, their shape, labels and the split; as they are read, not as they were saved."""
+    own = {"images": IMAGES, "labels": np.arange(10), "test": [3, 7]}
+    digest = load_source(saved(tmp_path, **own)).digest
+    same = own | {"images": IMAGES / 255, "test": np.isin(np.arange(10), [3, 7]), "notes": np.arange(3)}
+    assert load_source(saved(tmp_path, **same)).digest == digest
+    others = [
+        own | {"images": np.maximum(IMAGES, 1)},
+        own | {"images": IMAGES.reshape(len(IMAGES), -1, 1)},
+        own | {"labels": np.arange(10)[::-1]},
+        own | {"test": [3, 8]},
+    ]
+    assert len({digest, *(load_source(saved(tmp_path, **other)).digest for other in others)}) == 5
+
+
 def test_float_images_are_rounded_to_eight_bits(tmp_path: Path) -> None:
     levels = np.linspace(0, 1, 10 * 6).reshape(10, 2, 3)
     source = load_source(saved(tmp_path, images=levels))
@@ -102,6 +117,7 @@ SEQUENCES = np.full((4, 3, 4, 5, 1), 99, np.uint8)
             "found none above 1 .*zeros and ones as f",
         ),
         ({"images": IMAGES, "labels": np.arange(10) + 3_000_000_000}, "of 32 bits, found 3000000000 to 3000000009"),
+        ({"images": IMAGES, "labels": np.arange(10) - 3_000_000_000}, "of 32 bits, found -3000000000 to -2999999991"),
         ({"images": IMAGES, "label": np.arange(10)}, "expected 'labels' in .*found 'label'"),
         ({"images": IMAGES, "tests": [1]}, "expected 'test' in .*found 'tests'"),
     ],

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from ppl_tvae.data import binarization
 from ppl_tvae.data.binarization import binarized, mix, uniforms
 
 STANDARD_ERRORS = 5
@@ -77,3 +78,11 @@ def test_words_decide() -> None:
     same, other = uniforms(np.array([7, 7, 8], np.int32), SHAPE)[1:]
     np.testing.assert_array_equal(uniforms(np.array([7], np.int32), SHAPE)[0], same)
     assert (same != other).mean() > 0.999
+
+
+def test_black_stays_black_and_white_white(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a uniform is the least or the largest that there is."""
+    extremes = np.array([0, 1 - 2.0**-24], np.float32).reshape(1, 2, 1, 1, 1)
+    monkeypatch.setattr(binarization, "uniforms", lambda noise, shape: extremes)
+    for level in (0.0, 1.0):
+        assert (binarized(np.full(extremes.shape, level, np.float32), NOISE[:1]) == level).all()

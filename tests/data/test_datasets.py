@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppl_tvae.data import Plan, SequenceTables, open_data, render
+from ppl_tvae.data import Plan, SequenceTables, datasets, open_data, render
+from ppl_tvae.data.rendering import ImageTables
 from ppl_tvae.errors import UserError
 
 HAS_MNIST = (Path(os.environ.get("PPL_TVAE_DATA", "absent")) / "mnist" / "train-images-idx3-ubyte.gz").is_file()
@@ -114,6 +115,25 @@ def test_ready_sequences_are_not_transformed(ready: str) -> None:
 def test_wrong_settings(settings: dict, words: str) -> None:
     with pytest.raises(UserError, match=words):
         open_data("digits", **settings)
+
+
+def test_tables_are_limited_by_all_that_they_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotations that are flat and in perspective have a table each; so much is as much as there may be."""
+    one = {"transforms": ("rotation", "hue"), "num_timesteps": 4}
+    both = {"transforms": ("rotation", "perspective"), "num_timesteps": 4}
+
+    def size(settings: dict) -> int:
+        tables = open_data("digits", **settings).tables
+        assert isinstance(tables, ImageTables)
+        return tables.corner.nbytes + tables.fraction.nbytes
+
+    monkeypatch.setattr(datasets, "LARGEST_TABLE", size(one))
+    open_data("digits", **one)
+    with pytest.raises(UserError, match="expected fewer timesteps, found 4"):
+        open_data("digits", **both)
+    monkeypatch.undo()
+    monkeypatch.setattr(datasets, "LARGEST_TABLE", size(both))
+    open_data("digits", **both)
 
 
 def test_nothing_to_validate_on() -> None:

@@ -131,6 +131,9 @@ def test_a_split_depends_on_nothing_beside_it(data: SequenceData) -> None:
     alone = open_data("sprites", num_timesteps=S, transforms=("posX",), validation_fraction=0.5)
     number = data.transforms.index("posX")
     np.testing.assert_array_equal(alone.test, data.test[data.test // 960 == number] - number * 960)
+    one, other = (open_data("sprites", num_timesteps=3, transforms=(name,)) for name in ("scale+posX", "posX+scale"))
+    for split in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(one, split), getattr(other, split))
 
 
 def test_test_sequences_are_the_same_everywhere() -> None:
