@@ -17,6 +17,7 @@ from ppl_tvae import files
 from ppl_tvae.assembly import assemble, lattice_of
 from ppl_tvae.config import Experiment, read_toml
 from ppl_tvae.errors import UserError
+from ppl_tvae.records import is_diagnosis, is_estimate
 from ppl_tvae.runs import METRICS, Checkpoint, Run, create_run, open_run
 from tests.small_runs import files_in
 
@@ -30,6 +31,7 @@ RECORD = {
     "estimator": "iwae", "num_particles": 10, "value": -1.0, "standard_error": 0.1, "num_sequences": 2, "notes": {},
     "per_sequence": [-1.1, -0.9], "seconds": 3,
 }  # fmt: skip
+RESULTS = ("evaluation.json", "diagnosis.json")
 
 
 @pytest.fixture
@@ -164,6 +166,78 @@ def test_evaluations_with_the_same_settings_are_replaced(run):
     with pytest.raises(UserError, match=r"expected JSON in .*evaluation.json"):
         run.add_evaluation(RECORD)
     assert (run.path / "evaluation.json").read_text() == "["
+
+
+def test_what_was_found_is_no_part_of_the_question(run):
+    whole = RECORD | {"parameters": "0", "bits_per_dimension": 0.2, "split": "test", "seed": 0}
+    found = {
+        "parameters": "1", "value": -2.0, "standard_error": 0.2, "bits_per_dimension": 0.3, "notes": {"verdict": "a"},
+        "seconds": 4, "per_sequence": [-1.0, -2.0],
+    }  # fmt: skip
+    run.add_evaluation(whole)
+    for name, value in found.items():
+        run.add_evaluation(whole | {name: value})
+        assert [each[name] for each in run.evaluations()] == [value]
+    for count, (name, value) in enumerate({"split": "train", "seed": 1, "num_particles": 11}.items(), start=2):
+        run.add_evaluation(whole | {name: value})
+        assert len(run.evaluations()) == count
+
+
+def test_what_says_not_of_which_parameters_it_is_counts_where_it_is_no_older(run):
+    """As older versions wrote it; files of a fast disk can have the same time."""
+    run.save_parameters({"mu": np.asarray(1.0)})
+    run.add_evaluation(RECORD)
+    (run.path / "diagnosis.json").write_text('{"calibration": {}}')
+    for seconds, counts in ((-1, False), (0, True), (1, True)):
+        for file, time in (("parameters.safetensors", 1000), *((name, 1000 + seconds) for name in RESULTS)):
+            os.utime(run.path / file, (time, time))
+        assert (len(run.present_evaluations()), bool(run.present_diagnosis())) == (counts, counts)
+
+
+@pytest.mark.parametrize(
+    ("beside", "required"),
+    [
+        ({"estimator": "elbo"}, set()),
+        *(({"estimator": name}, {"num_particles"}) for name in ("iwae", "released-is", "log-evidence")),
+        ({"estimator": "elbo", "data_digest": "0", "data": "own.npz"}, {"data"}),
+        ({"estimator": "elbo", "guide_name": "auto-normal", "guide_steps": 5}, {"guide_steps"}),
+        (
+            {"estimator": "ais", "num_temperatures": 3, "start": "prior", "num_chains": 1, "num_particles": None},
+            {"start", "num_chains"},
+        ),
+    ],
+)
+def test_an_estimate_lacks_nothing_that_it_is_read_for(beside, required):
+    record = RECORD | beside
+    assert is_estimate(record)
+    required = {"estimator", "value", "standard_error", "num_sequences", "notes", "per_sequence"} | required
+    for name in record:
+        assert is_estimate({key: value for key, value in record.items() if key != name}) == (name not in required)
+        other = record | {name: [record[name]] if name in required else object()}
+        assert is_estimate(other) == (name not in required)
+    assert is_estimate(record | {"standard_error": None})
+    for damage in ({"value": None}, {"per_sequence": [-1.1, "a"]}, {"per_sequence": [None, -1.1]}, {"notes": []}):
+        assert not is_estimate(record | damage)
+
+
+def test_a_diagnosis_has_all_of_each_part():
+    measured = {"value": 1.0, "standard_error": None}
+    whole = {
+        "posterior": {"num_sequences": 2, "num_draws": 3, "khat": [0.1, None], "verdict": "reliable"},
+        "calibration": {"z": {"ranks": [0.5], "verdict": "within"}, "u": {"ranks": [], "verdict": "within"}},
+        "prior_ranks": {"z": [0.1, 0.2], "u": []},
+        "amortisation_gap": {
+            **measured, "unit": "nats", "verdict": "none", "num_sequences": 2, "guide_name": "a", "guide_steps": 5,
+        },
+    }  # fmt: skip
+    assert is_diagnosis(whole)
+    assert is_diagnosis({"parameters": "0"})
+    for part, found in whole.items():
+        assert not is_diagnosis(whole | {part: [found]})
+        for name in found:
+            missing = {key: value for key, value in found.items() if key != name}
+            assert is_diagnosis(whole | {part: missing}) == (part in ("calibration", "prior_ranks"))  # names are free
+            assert not is_diagnosis(whole | {part: found | {name: {"other": 1}}})
 
 
 def test_processes_that_evaluate_side_by_side_lose_nothing(run):
