@@ -166,6 +166,43 @@ def test_a_likelihood_without_a_mean_is_drawn_from(backend):
     assert abs(off.mean()) < STANDARD_ERRORS * 0.25 / np.sqrt(64 * off.size)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_frames_are_decoded_from_what_is_drawn_and_from_what_is_computed(backend):
+    """t = 2 z, and frames have the mean t + 1."""
+    host, dist, xp = HOSTS[backend]
+
+    def model(frames):
+        with host.plate("sequences", frames.shape[0]):
+            z = host.sample("z", dist.Normal(0.0, 1.0).expand((1, 1, 1, 1)).to_event(4))
+            t = host.deterministic("t", 2 * z)
+            host.sample("x", dist.Normal(t + 1 + xp.zeros_like(frames), 1.0).to_event(4), obs=frames)
+
+    def decoded(site):
+        decode = {"numpyro": numpyro_posterior, "pyro": pyro_posterior}[backend].decoding(Program(model, model), site)
+        given = xp.asarray(values), xp.zeros((3, 2, 1, 1, 1))
+        return np.asarray(decode({}, jax.random.key(0), *given) if backend == "numpyro" else decode({}, *given))
+
+    values = np.arange(3, dtype=np.float32).reshape(3, 1, 1, 1, 1)
+    shape = (3, 2, 1, 1, 1)
+    np.testing.assert_array_equal(decoded("t"), np.broadcast_to(values + 1, shape))
+    np.testing.assert_array_equal(decoded("z"), np.broadcast_to(2 * values + 1, shape))
+    for site in ("x", "u"):
+        with pytest.raises(UserError, match=f"expected a site '{site}' in the model, from which frames can be decoded"):
+            decoded(site)
+
+
+def test_one_draw_from_a_model_does_not_tell_the_next():
+    """Each is drawn in rounds that have the same noise, and takes no number of torch's stream that the next one has."""
+    program = looking_at("pyro", lambda xp, frames: xp.zeros_like(frames))
+    draw, given = pyro_posterior.prior_draw(program, ()), torch.zeros(1, 1, 1, 1, 1)
+    torch.manual_seed(0)
+    drawn = [draw({}, given) for _ in range(600)]
+    numbers = np.array([[float(each.sites["z"]), float(each.frames - each.sites["z"])] for each in drawn])
+    numbers = np.concatenate([numbers, numbers**2], axis=1)
+    numbers = (numbers - numbers.mean(axis=0)) / numbers.std(axis=0)
+    assert abs(numbers[:-1].T @ numbers[1:]).max() / len(numbers) < STANDARD_ERRORS / len(numbers) ** 0.5
+
+
 def test_pixels_in_plates_of_their_own_are_drawn():
     """Of which the host's mask is a number without axes."""
 
