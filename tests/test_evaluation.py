@@ -348,6 +348,8 @@ def test_bounds_against_their_definitions():
     np.testing.assert_allclose(value, 50 * whole - 49 * np.mean(left_out, axis=0), rtol=1e-12)
     np.testing.assert_allclose(value + bias, whole, rtol=1e-12)
     assert np.isnan(bounds.log_mean_exp(np.array([[0.0], [np.nan]]))).all()
+    np.testing.assert_allclose(bounds.standard_error(np.array([1.0, 3.0, 8.0])), (13 / 3) ** 0.5)
+    assert np.isnan(bounds.standard_error(np.array([1.0])))
     per_frame = rng.standard_normal((10, 3, 4))
     expected = np.log(np.exp(per_frame).sum(axis=0)).mean(axis=1)
     np.testing.assert_allclose(bounds.released_is(per_frame), expected)
@@ -394,6 +396,16 @@ def test_khat_and_its_verdict():
     for count, size, expected in ((1, 8.0, np.inf), (3, 8.0, np.inf), (8, 8.0, np.inf), (8, 0.1, -np.inf)):
         tied = np.where(np.arange(200)[:, None] < count, size, np.zeros((200, 2)))
         assert (reliability.khat(tied) == expected).all()
+    tail = np.repeat([[-0.002], [0.0]], [80, 20], axis=0)  # as many as are fitted, and all alike
+    assert (reliability.khat(tail) == -np.inf).all()
+    at_the_cut = np.sort(rng.standard_normal((100, 1)), axis=0)
+    at_the_cut[-21] = at_the_cut[-20]  # one tie leaves the other nineteen to be fitted
+    assert np.isfinite(reliability.khat(at_the_cut)).all()
+    assert np.isnan(reliability.khat(rng.standard_normal((24, 2)))).all()
+    assert np.isfinite(reliability.khat(rng.standard_normal((25, 2)))).all()
+    for bad, words in ((1, "reliable"), (2, "doubtful"), (10, "doubtful"), (11, "unreliable")):  # of twenty
+        khats = np.where(np.arange(20) < bad, 0.71, 0.69)
+        assert reliability.verdict(khats, np.full(20, 10.0), n).startswith(words)
     with_nan = rng.standard_normal((50, 4))
     with_nan[3, 0] = np.nan
     assert "no k-hat for 25% of sequences" in reliability.verdict(reliability.khat(with_nan), sizes, 50)

@@ -93,6 +93,7 @@ def test_rows_of_a_run_that_goes_on_are_those_of_one_that_was_not_interrupted(sc
     assert (state.step, state.progress["pending"]) == (14, [11, 12, 13, 14])
     going_on = scripted(Scripted(-2.0, -4.0), "other")
     going_on.run = loop.run
+    loop.run.add_metrics({"step": 15, "loss": 99.0})  # as of a run that was killed before its next state
     going_on.take_up(state)
     run_to_end([going_on])
     assert loop.run.metrics() == straight.run.metrics()
@@ -110,6 +111,21 @@ def test_ctrl_c_in_the_last_chunk_is_heard(losses, scripted):
     ):
         run_to_end([loop])
     assert loop.run.checkpoint().step == (29 if losses else 30)
+
+
+def test_the_last_step_has_an_elbo_and_a_state_wherever_it_comes(scripted):
+    loop = scripted(Scripted(-3.0, -2.0, -1.0), steps=23)
+    loop.begin(-9.0)
+    run_to_end([loop])
+    assert loop.run.metrics()[-1]["elbo_per_frame"] == -1
+    assert loop.run.metrics()[-1]["step"] == loop.run.parameters()["step"] == loop.run.checkpoint().step == 23
+
+
+def test_of_equal_elbos_the_first_is_the_best(scripted):
+    loop = scripted(Scripted(-3.0, -3.0, -3.0))
+    loop.begin(-9.0)
+    run_to_end([loop])
+    assert (loop.run.parameters()["step"], loop.stale) == (10, 2)
 
 
 def test_patience_counts_from_the_last_best(scripted):
