@@ -273,6 +273,26 @@ def test_the_pilot_finds_steps_that_are_accepted_as_often_as_asked(backend, conj
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_short_steps_are_hardly_ever_refused(backend, conjugate):
+    """Leapfrog errs by the third power of a step; what is no leapfrog errs by the first, and moves that are refused
+    for it hide that they leave no density alone."""
+    oracle, programs, frames = conjugate
+    annealing = Annealing("guide", 4, num_chains=100, num_leapfrog_steps=5, step_size=0.02)
+    path = forward_path(annealing)
+    if backend == "numpyro":
+        with on_jax("cpu", "float64"):
+            parameters = jax.tree.map(jnp.asarray, oracle.parameters())
+            annealer = numpyro_annealing.Annealer(programs[backend], parameters, annealing)
+            walk = annealer.forward(jax.random.key(0), jnp.asarray(frames), path)
+    else:
+        with on_torch("cpu", "float64"):
+            torch.manual_seed(0)
+            parameters = {name: torch.tensor(value) for name, value in oracle.parameters().items()}
+            walk = pyro_annealing.Annealer(programs[backend], parameters, annealing).forward(torch.tensor(frames), path)
+    assert (1 - walk.acceptance_rates < 2e-3).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_a_diverged_trajectory_is_refused(backend, conjugate):
     oracle, programs, frames = conjugate
     annealing = Annealing("guide", 4, num_chains=5, num_leapfrog_steps=2, step_size=1e200)
