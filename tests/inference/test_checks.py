@@ -290,7 +290,7 @@ def test_a_single_pixel_that_looks_at_itself_is_found_unless_a_mask_leaves_it_ou
         def model(frames):
             with ppl.plate("sequences", frames.shape[0]):
                 z = ppl.sample("z", dist.Normal(xp.zeros(2), xp.ones(2)).to_event(1))
-                loc = z.mean(-1).reshape(-1, 1, 1, 1, 1) + frames * here
+                loc = 0.01 * z.mean(-1).reshape(-1, 1, 1, 1, 1) + frames * here
                 ppl.sample("x", dist.Normal(loc, 1.0).mask(counts).to_event(4), obs=frames)
 
         return Program(model, program(host).guide)
@@ -299,6 +299,27 @@ def test_a_single_pixel_that_looks_at_itself_is_found_unless_a_mask_leaves_it_ou
     check(program_with(~here), frames)
     with pytest.raises(UserError, match="not to depend on that pixel"):
         check(program_with(here | ~here), frames)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("family", ["LogNormal", "Uniform"])
+def test_a_guide_with_the_support_of_its_prior_passes(host, family):
+    """Which is not the whole line."""
+    ppl, dist, xp, check = HOSTS[host]
+
+    def latent(frames):
+        return ppl.sample("z", getattr(dist, family)(xp.zeros(2), xp.ones(2)).to_event(1))
+
+    def model(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            loc = latent(frames).mean(-1).reshape(-1, 1, 1, 1, 1) + xp.zeros(SHAPE[1:])
+            ppl.sample("x", dist.Normal(loc, 1.0).to_event(4), obs=frames)
+
+    def guide(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            latent(frames)
+
+    check(Program(model, guide), xp.full(SHAPE, 0.3))
 
 
 @pytest.mark.parametrize("host", HOSTS)

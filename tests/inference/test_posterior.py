@@ -118,9 +118,9 @@ def test_what_looks_both_ways_is_not_simulated(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("masked_by", ["distribution", "handler"])
+@pytest.mark.parametrize("masked_by", ["distribution", "sequences", "handler"])
 def test_what_a_mask_leaves_out_stays_as_it_was(backend, masked_by):
-    """By a distribution: the second channel says which pixels of the first are known. By a handler: every other row."""
+    """By a distribution: the second channel says which pixels of the first are known. Else: every other sequence."""
     host, dist, xp = HOSTS[backend]
     handler = numpyro.handlers.mask if backend == "numpyro" else pyro.poutine.mask
 
@@ -131,6 +131,8 @@ def test_what_a_mask_leaves_out_stays_as_it_was(backend, masked_by):
             pixels = dist.Normal(z + xp.zeros_like(frames), 1.0)
             if masked_by == "distribution":
                 host.sample("x", pixels.mask(known).to_event(4), obs=frames)
+            elif masked_by == "sequences":
+                host.sample("x", pixels.to_event(4).mask(xp.arange(len(frames)) % 2 > 0), obs=frames)
             else:
                 with handler(mask=xp.arange(len(frames)) % 2 > 0):
                     host.sample("x", pixels.to_event(4), obs=frames)
