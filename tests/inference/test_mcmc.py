@@ -116,6 +116,17 @@ def test_steps_are_adapted_to_the_acceptance_that_is_asked_for(backend):
     assert careless > 1.5 * careful
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_acceptance_rates_vary_as_those_of_single_iterations(backend):
+    """A mean over all draws so far would stand nearly still after half of them."""
+    host, arrays, dist = HOSTS[backend]
+    program, frames = linear_gaussian.program(host, arrays.exp, dist), linear_gaussian.observations(1)
+    settings = MCMC("hmc", num_warmup=60, num_draws=60, num_chains=2, target_acceptance=0.6)
+    found = chains_of(backend, program, linear_gaussian.parameters(), frames, settings).acceptance_rate
+    assert ((found >= 0) & (found <= 1)).all()
+    assert (found[:, 30:].std(axis=1) > 0.1).all()
+
+
 def test_every_acceptance_rate_is_of_its_own_iteration():
     """Pyro keeps the mean over all draws so far; at this target every single one is high."""
     host, arrays, dist = HOSTS["pyro"]
@@ -201,6 +212,20 @@ def test_discrete_latents_are_refused(backend):
     refused(
         backend, coin, coin, "unconstrained coordinates, as annealing, MCMC and automatic guides need, found site 'k'"
     )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_supports_that_depend_on_a_latent_are_refused(backend):
+    host, _, dist = HOSTS[backend]
+
+    def model(frames):
+        with host.plate("sequences", frames.shape[0]):
+            s = host.sample("s", dist.Gamma(2.0, 1.0))
+            z = host.sample("z", dist.Uniform(0.0 * s, s))
+            host.sample("x", dist.Normal(z[:, None, None, None, None] + 0 * frames, 1.0).to_event(4), obs=frames)
+
+    with pytest.raises(UserError, match=r"no other latent.*site 'z' with a support that changes from draw to draw"):
+        chains_of(backend, Program(model, model), {}, np.zeros((2, 1, 1, 1, 1)), MCMC(num_warmup=2, num_draws=2))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -87,6 +87,27 @@ def test_a_fit_by_default_reaches_latents_that_are_not_used(name, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["auto-normal", "auto-low-rank"])
+def test_a_fit_begins_where_the_guide_is(name, backend):
+    """From where the hosts would begin, within 2 of zero, twenty steps lead nowhere near to it."""
+    host, dist = {"numpyro": (numpyro, numpyro_dist), "pyro": (pyro, pyro_dist)}[backend]
+
+    def model(frames):
+        with host.plate("sequences", frames.shape[0]):
+            z = host.sample("z", dist.Normal(0.0, 100.0).expand((1,)).to_event(1))
+            host.sample("x", dist.Normal(z[..., 0], 1.0), obs=frames[:, 0, 0, 0, 0])
+
+    def guide(frames):
+        with host.plate("sequences", frames.shape[0]):
+            host.sample("z", dist.Normal(50.0, 0.1).expand((1,)).to_event(1))
+
+    frames = np.full((1, 1, 1, 1, 1), 50.0)
+    log_weights = weights_of_program(backend, Program(model, guide), Unamortised(name, 20), {}, frames, 50)
+    truth = -0.5 * np.log(2 * np.pi * 10_001) - 0.5 * 50**2 / 10_001
+    assert -5 < log_weights.mean() - truth < 0.5
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_fits_have_noise_of_their_own_and_the_rate_that_is_asked_for(backend):
     """The same sequence twice."""
     parameters, frames = linear_gaussian.parameters(), np.repeat(linear_gaussian.observations(1), 2, axis=0)
