@@ -20,7 +20,7 @@ from ppl_tvae.inference.annealing import Annealed, Annealing
 from ppl_tvae.inference.numpyro.evaluator import Evaluator
 from ppl_tvae.report import _compared, _warnings
 from ppl_tvae.report.page import Table
-from ppl_tvae.runs import open_run
+from ppl_tvae.runs import create_run, open_run
 from ppl_tvae.trained import evaluator
 from tests.conftest import STANDARD_ERRORS
 from tests.small import random_latents
@@ -133,6 +133,13 @@ def test_records_hold_the_numbers_of_the_weights(tmp_path, monkeypatch):
     assert (notes["acceptance_rate"], notes["lowest_acceptance_rate"]) == (0.5, 0.25)
 
 
+def test_the_largest_number_of_particles_is_that_of_the_jackknife():
+    asked = evaluation._Request(("iwae", "log-evidence"), (1, 10), Annealing(), None, "test", 1, 0)
+    asked.check()
+    with pytest.raises(ppl_tvae.UserError, match="at least 2 particles for log-evidence, found 1"):
+        asked._replace(particles=(1,)).check()
+
+
 def test_asking_again_replaces_the_record_and_gives_the_same_number(runs):
     first = ppl_tvae.evaluate(runs["numpyro"], estimators=("elbo",), particles=(3,), max_sequences=2)
     again = ppl_tvae.evaluate(runs["numpyro"], estimators=("elbo",), particles=(3,), max_sequences=2)
@@ -219,11 +226,72 @@ def test_comparison_is_paired_and_refuses_what_cannot_be_ranked(runs, tmp_path):
         ),
         ({"estimator": "ais"} | Annealing()._asdict(), "ais-guide-200x1"),
         ({"estimator": "ais"} | Annealing(schedule="linear")._asdict(), "ais-guide-200x1-schedule-linear"),
+        (
+            {"estimator": "ais"} | Annealing("prior", num_leapfrog_steps=5, target_acceptance=0.7)._asdict(),
+            "ais-prior-200x1-num-leapfrog-steps-5-target-acceptance-0.7",
+        ),
+        ({"estimator": "ais"} | Annealing(step_size=0.1)._asdict(), "ais-guide-200x1-step-size-0.1"),
     ],
     ids=lambda case: case if isinstance(case, str) else "",
 )
 def test_columns_are_named_by_the_settings_that_make_two_estimates_differ(record, label):
     assert comparison._label(record | {"num_particles": 5}) == label
+
+
+def recorded(folder, *records, **settings):
+    """A run that was never trained, with records of estimates."""
+    run = create_run(folder, ppl_tvae.Experiment(**settings).resolved())
+    run.save_parameters({"mu": np.zeros(())})
+    whole = {
+        "estimator": "elbo", "num_particles": 5, "value": -1.0, "standard_error": 0.1, "num_sequences": 2, "notes": {},
+        "per_sequence": [-1.5, -0.5], "likelihood": "bernoulli", "data": "mnist", "transforms": ["hue"],
+        "split": "test", "num_timesteps": 18, "unit": "nats per frame", "parameters": run.parameters_digest(),
+    }  # fmt: skip
+    for record in records:
+        found = whole | record
+        run.add_evaluation({name: value for name, value in found.items() if value is not ...})
+    return run
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"likelihood": "normal"}, {"data": "digits"}, {"data_digest": "0"}, {"transforms": ["scale"]},
+        {"split": "train"}, {"validation_fraction": 0.1}, {"num_timesteps": 6}, {"unit": "nats"},
+    ],
+    ids=lambda other: min(other),
+)  # fmt: skip
+def test_what_was_measured_otherwise_is_not_ranked(other, tmp_path):
+    one, another = recorded(tmp_path / "a", {}), recorded(tmp_path / "b", other)
+    with pytest.raises(ppl_tvae.UserError, match=f"the same thing, found {min(other)} '.*' in 'a' and '.*' in 'b'"):
+        ppl_tvae.compare([one, another])
+
+
+def test_records_of_older_versions_are_of_what_was_trained_on(tmp_path):
+    one, another = recorded(tmp_path / "a", {}), recorded(tmp_path / "b", {"transforms": ...}, transforms=("hue",))
+    assert ppl_tvae.compare([one, another]).differences["b"]["elbo"].value == 0
+
+
+def test_two_sequences_have_a_paired_difference_and_one_has_none(tmp_path):
+    base = recorded(tmp_path / "a", {})
+    two = recorded(tmp_path / "b", {"per_sequence": [-1.0, 0.5]})
+    one = recorded(tmp_path / "c", {"per_sequence": [-1.0], "num_sequences": 1, "standard_error": None})
+    differences = ppl_tvae.compare([base, two, one]).differences
+    assert differences["b"]["elbo"] == pytest.approx((0.75, 0.25, 2))  # of 0.5 and 1
+    assert differences["c"] == {}
+
+
+def test_sequences_that_each_run_has_simulated_are_not_paired(tmp_path):
+    sides = [{"estimator": f"sandwich-{side}"} for side in ("lower", "upper")]
+    compared = ppl_tvae.compare([recorded(tmp_path / name, {}, *sides) for name in ("a", "b")])
+    assert set(compared.estimates["b"]) == {"elbo", "sandwich-lower", "sandwich-upper"}
+    assert set(compared.differences["b"]) == {"elbo"}
+
+
+def test_verdicts_are_on_the_runs_own_guides(tmp_path):
+    fitted = {"guide_name": "auto-normal", "guide_steps": 5, "estimator": "iwae", "notes": {"verdict": "of the fit"}}
+    own = {"estimator": "iwae", "notes": {"verdict": "of its own"}}
+    assert ppl_tvae.compare(recorded(tmp_path / "a", own, fitted)).verdicts == {"a": "of its own"}
 
 
 def test_one_sequence_has_no_error_in_text_and_in_json(runs):
