@@ -15,6 +15,7 @@ from ppl_tvae import cli, comparison
 from ppl_tvae.assembly import data_of
 from ppl_tvae.diagnosis import equivariance_metrics
 from ppl_tvae.errors import Interrupted
+from ppl_tvae.evaluation import _Request
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.annealing import Annealed, Annealing
 from ppl_tvae.inference.numpyro.evaluator import Evaluator
@@ -134,7 +135,7 @@ def test_records_hold_the_numbers_of_the_weights(tmp_path, monkeypatch):
 
 
 def test_the_largest_number_of_particles_is_that_of_the_jackknife():
-    asked = evaluation._Request(("iwae", "log-evidence"), (1, 10), Annealing(), None, "test", 1, 0)
+    asked = _Request(("iwae", "log-evidence"), (1, 10), Annealing(), None, "test", 1, 0)
     asked.check()
     with pytest.raises(ppl_tvae.UserError, match="at least 2 particles for log-evidence, found 1"):
         asked._replace(particles=(1,)).check()
