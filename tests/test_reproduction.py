@@ -290,6 +290,13 @@ def test_a_shrunk_table_says_so(small):
         reproduction.reproduce("table1", out=folder, **settings)
 
 
+def test_a_run_of_a_setting_that_is_left_out_is_another(small):
+    folder, settings = small
+    reproduction.reproduce("table1", out=folder, rows=["vae"], kl_warmup_steps=2, **settings)
+    with pytest.raises(UserError, match=r"expected kl_warmup_steps 0 in .*, found 2: it is a run of other settings"):
+        reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -62,6 +62,11 @@ def test_an_exact_posterior_is_calibrated(backend):
         assert calibration(values).calibrated
 
 
+def test_as_many_ranks_as_were_asked_for():
+    """Sequences are simulated a batch at a time."""
+    assert {len(own) for own in ranks("pyro", 0.0, 1.0, num_sequences=13).values()} == {13}
+
+
 @pytest.mark.parametrize("backend", ["numpyro", "pyro"])
 @pytest.mark.parametrize(
     ("shift", "width", "words"),
