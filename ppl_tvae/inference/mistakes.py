@@ -50,7 +50,7 @@ def check_site_names(names: Iterable[str]) -> None:
     if apart := sorted(name for name in names if "/" in name):
         raise UserError(
             f"expected no '/' in the names of sites, which parts the groups of a tree of draws, found '{apart[0]}'; "
-            f"rename the site"
+            f"rename the site, or give the handler scope another divider"
         )
     if taken := sorted(names & TREE_NAMES):
         raise UserError(
