@@ -165,8 +165,8 @@ def _equivariance(runs: Sequence[Run]) -> Section:
     tables: list[Any] = [_metrics(measured_on, records) for measured_on, records in groups.items()]
     if tables:
         tables.append(
-            "An image error of the rolled code that is not clearly below that of the code not rolled and of random "
-            "rolls shows no equivariance, however low E_eq is."
+            "An image error of the rolled code that is not clearly below that of the code not rolled, of random rolls "
+            "and of the mean frame shows no equivariance, however low E_eq is."
         )
     if len(groups) > 1:
         tables.insert(0, Warning("These runs were measured on unlike sequences; their numbers cannot be compared."))
