@@ -18,7 +18,7 @@ EQUIVARIANCE = {
     "equivariance_error": ("L1, summed", "E_eq of the paper; low also for a code that is constant over positions"),
     "centred_equivariance_error": ("L1, summed", "E_eq after each capsule's mean is taken away; low for what rolls"),
     "equivariance_error_of_prior": ("L1, summed", "E_eq of codes drawn from the prior, which have seen no frames"),
-    "centred_equivariance_error_of_prior": ("L1, summed", "the same, centred: what the lattice alone gives, so only what is below it was learned"),
+    "centred_equivariance_error_of_prior": ("L1, summed", "the same, centred: only what is below was learned"),
     "image_error_rolled": (_IMAGE, "frames decoded from the first frame's code, rolled"),
     "image_error_not_rolled": (_IMAGE, "the same, not rolled"),
     "image_error_rolled_minus_not_rolled": (_IMAGE, "their paired difference: below zero where rolling helps"),
