@@ -69,22 +69,22 @@ def diagnose(
     of_gap = data.plan(split, gap_sequences)
     if gap_guide is not None:
         check_gap(gap_guide, len(of_gap.image))
-    check_writable(run.path)  # said before the work
-    slow = _slow_findings(run, split, data.transforms)
+    # What keeps results from being written is said before they are computed.
+    check_writable(run.path)
+    run.diagnosis()
     with asking(run, data, split, seed, backend, device) as asked:  # one for all, for what it compiles
         tree = tree_of(asked, num_sequences, num_draws)
         found = _findings(asked, tree, simulated_sequences, metric_sequences, quiet)
-        kept = with_groups(tree, saved_chains(run)) if "mcmc" in slow else tree
-        _save(asked, kept, found | slow)
+        _save(asked, tree, found)
         # What may take hours comes after the rest is written, and is written as soon as it is there.
         if gap_guide is not None:
             gap = amortisation_gap(asked.evaluator, of_gap, data.num_timesteps, gap_guide, quiet)
-            slow["amortisation_gap"] = gap
-            _save(asked, kept, found | slow)
+            found["amortisation_gap"] = gap
+            _save(asked, tree, found)
         if mcmc is not None:
             tree = with_mcmc(tree, asked, mcmc, mcmc_sequences, quiet)
-            slow["mcmc"] = against_mcmc(tree, mcmc, seed)
-            _save(asked, tree, found | slow)
+            found["mcmc"] = against_mcmc(tree, mcmc, seed)
+            _save(asked, tree, found)
     return run.diagnosis()
 
 
@@ -110,9 +110,13 @@ def _findings(
 
 
 def _save(asked: Asked, tree: "xr.DataTree", found: dict[str, Any]) -> None:
+    """Write both files, with what stays: of an earlier diagnosis, or of one that has been going on beside this one."""
     with alone_in(asked.run.path):  # the two files of one diagnosis, not one each of two
+        kept = _slow_findings(asked)
+        if "mcmc" in kept and "mcmc" not in found:
+            tree = with_groups(tree, saved_chains(asked.run))
         save_datatree(asked.run, tree)
-        asked.run.save_diagnosis(found, asked.parameters)
+        asked.run.save_diagnosis(kept | found, asked.parameters)
 
 
 def _of_posterior(tree: "xr.DataTree", transforms: Sequence[str]) -> dict[str, Any]:
@@ -131,13 +135,14 @@ def _of_posterior(tree: "xr.DataTree", transforms: Sequence[str]) -> dict[str, A
     }
 
 
-def _slow_findings(run: Run, split: str, transforms: Sequence[str]) -> dict[str, Any]:
-    """What an earlier diagnosis of the same parameters and sequences may have taken hours for: it stays."""
-    before = run.present_diagnosis()
-    asked = before.get("posterior", {})
-    if (asked.get("split"), asked.get("transforms")) != (split, list(transforms)):
+def _slow_findings(asked: Asked) -> dict[str, Any]:
+    """What a diagnosis of the same parameters and sequences may have taken hours for: it stays."""
+    saved = asked.run.diagnosis()
+    of = saved.get("posterior", {})
+    same = (asked.parameters, asked.split, list(asked.data.transforms))
+    if (saved.get("parameters"), of.get("split"), of.get("transforms")) != same:
         return {}
-    return {name: before[name] for name in ("mcmc", "amortisation_gap") if name in before}
+    return {name: saved[name] for name in ("mcmc", "amortisation_gap") if name in saved}
 
 
 def equivariance_metrics(

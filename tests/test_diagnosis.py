@@ -104,6 +104,20 @@ def test_what_was_found_before_slow_chains_are_stopped_stays(run, tmp_path, monk
         assert group.identical(of_before[name])
 
 
+def test_diagnoses_side_by_side_keep_what_was_slow_in_each(run, tmp_path, monkeypatch):
+    copy, asked = open_run(shutil.copytree(run.path, tmp_path / "run")), FEW | {"mcmc_sequences": 1}
+    measured = diagnosis.amortisation_gap
+
+    def with_another_beside(*arguments):
+        diagnose(copy, mcmc=MCMC(num_warmup=2, num_draws=4, num_chains=2), **asked)
+        return measured(*arguments)
+
+    monkeypatch.setattr(diagnosis, "amortisation_gap", with_another_beside)
+    diagnose(copy, gap_guide=Unamortised("auto-normal", steps=2), gap_sequences=2, **asked)
+    assert copy.diagnosis().keys() >= {"mcmc", "amortisation_gap"}
+    assert saved_chains(copy)["posterior_mcmc"].sizes["draw"] == 4
+
+
 def test_a_diagnosis_is_of_the_parameters_that_it_began_with(run, tmp_path, monkeypatch):
     """A training that goes on replaces them."""
     copy = open_run(shutil.copytree(run.path, tmp_path / "run"))
