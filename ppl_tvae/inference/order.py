@@ -13,6 +13,7 @@ import numpy as np
 from ppl_tvae.errors import UserError
 from ppl_tvae.program import OBSERVED
 
+MOST_COPIES = 32  # of a sequence in one look: a large batch would only take memory
 _MOST_TIMES = 32  # of longer sequences so many, evenly spaced
 _ROUNDING = 1e-5
 
@@ -109,7 +110,8 @@ def _changes(
 
 
 def _differ(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    same = (after == before) | (np.abs(after - before) <= _ROUNDING * (1 + np.abs(before)))
+    with np.errstate(invalid="ignore"):  # of infinities, which are the same or not
+        same = (after == before) | (np.abs(after - before) <= _ROUNDING * (1 + np.abs(before)))
     return ~same
 
 

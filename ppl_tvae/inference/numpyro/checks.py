@@ -42,7 +42,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     total,
     traced,
 )
-from ppl_tvae.inference.order import Look, check_order
+from ppl_tvae.inference.order import MOST_COPIES, Look, check_order
 from ppl_tvae.inference.sites import Site, distribution_name, plate_axis, site_row, unwrapped
 from ppl_tvae.program import OBSERVED, PLATE, Program
 
@@ -224,7 +224,7 @@ def _check_order(model: Any, key: jax.Array, frames: jax.Array, sites: Trace) ->
 
     sites: of the model at draws from the guide.
     """
-    copies = jnp.zeros(len(frames), int)
+    copies = jnp.zeros(min(len(frames), MOST_COPIES), int)
     latents = {name: jnp.take(site["value"], copies, plate_axis(site)) for name, site in latent_sites(sites).items()}
     sequences, parameters = frames[copies], _parameters(sites)
 

@@ -30,7 +30,7 @@ from ppl_tvae.inference.mistakes import (
     check_within,
     depends_on_others,
 )
-from ppl_tvae.inference.order import Look, check_order
+from ppl_tvae.inference.order import MOST_COPIES, Look, check_order
 from ppl_tvae.inference.pyro.tracing import (
     Trace,
     as_trace,
@@ -224,7 +224,7 @@ def _check_order(model: Any, frames: Tensor, sites: Trace) -> None:
 
     sites: of the model at draws from the guide.
     """
-    copies = torch.zeros(len(frames), dtype=torch.int64)
+    copies = torch.zeros(min(len(frames), MOST_COPIES), dtype=torch.int64)
     latents = {name: site["value"].index_select(plate_axis(site), copies) for name, site in latent_sites(sites).items()}
     sequences = frames[copies]
 
@@ -236,11 +236,16 @@ def _check_order(model: Any, frames: Tensor, sites: Trace) -> None:
         else:
             found = replayed(model, torch.as_tensor(shown, device=frames.device), as_trace(latents))
         log_prior = total(latent_sites(found))
-        return Look(*(each.numpy(force=True) for each in (*_of_pixels(found.nodes[OBSERVED], sequences), log_prior)))
+        return Look(*map(_as_numpy, (*_of_pixels(found.nodes[OBSERVED], sequences), log_prior)))
 
     discrete = sites.nodes[OBSERVED]["fn"].support.is_discrete
     others = 1 - sequences if discrete else torch.where(sequences < 0.5, 0.75, 0.25).to(sequences.dtype)
     check_order(sequences.numpy(force=True), others.numpy(force=True), look)
+
+
+def _as_numpy(values: Tensor) -> np.ndarray:
+    """bfloat16, which NumPy has not, as float32."""
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy(force=True)
 
 
 class _SeededBySite(Messenger):
