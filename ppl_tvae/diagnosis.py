@@ -54,8 +54,9 @@ def diagnose(
     by_transform (`diagnostics.rolling`), and predictive_checks, prior_ranks and power_scaling (the functions of these
     names). The file also has parameters, the digest of those it is of.
     Where mcmc is given, also mcmc, with the chains in posterior.nc; where gap_guide is, amortisation_gap (both are of
-    `diagnostics.guide_fit`). They are slow, and stay from an earlier call with the same parameters, split and
-    transforms until they are asked for again. Both come last: after Ctrl-C what was found before stays.
+    `diagnostics.guide_fit`). They are slow, and stay from an earlier call, or one at the same time, with the same
+    parameters, split and transforms until they are asked for again. Both come last: after Ctrl-C what was found before
+    stays.
     transforms: as in `to_datatree`; calibration is of the model's own sequences and does not depend on them.
     Raises UserError.
     """

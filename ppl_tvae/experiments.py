@@ -68,7 +68,7 @@ _LIKELIHOODS = (
     Column("elbo", "ELBO", "ours"),
     Column("iwae-100", "IWAE-100", "ours"),
 )
-# Of both errors what they are for codes that have seen no frames: below that alone they say anything.
+# Beside both errors stands that of what has seen no frames: only below it do they say anything.
 _EQUIVARIANCE = (
     Column("equivariance_error", "E_eq", "paper", of="diagnosis"),
     Column("centred_equivariance_error", "centred E_eq", "ours", of="diagnosis"),

@@ -24,7 +24,7 @@ EQUIVARIANCE = {
     "image_error_rolled_minus_not_rolled": (_IMAGE, "their paired difference: below zero where rolling helps"),
     "image_error_random_roll": (_IMAGE, "the same, rolled by random amounts"),
     "image_error_reconstruction": (_IMAGE, "frames decoded from their own code"),
-    "image_error_mean_frame": (_IMAGE, "the mean frame of training sequences: what no code has to be below"),
+    "image_error_mean_frame": (_IMAGE, "the mean frame of training sequences: what is had without a code"),
 }
 _TRAINING_SEQUENCES = 200  # of the mean frame
 _PRIOR_DRAWS = 10  # for each sequence: CapCorr of a few dozen offsets has an error of 0.1

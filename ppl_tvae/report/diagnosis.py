@@ -127,8 +127,8 @@ def _by_transform(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -
         Table(caption, ("transform", "sequences", *_COLUMNS.values()), rows),
         "Beside each CapCorr stands that of codes drawn from the prior, which have seen no frames: a W that rolls "
         "makes any code roll. Only a CapCorr above that is evidence of what was learned. The mean frame of training "
-        "sequences is what no code has to be below: an error that is not has shown a blur, and a code at rest may be "
-        "worse.",
+        "sequences is had without a code: a rolled error that is not below its own has shown a blur, and a code at "
+        "rest may be worse than it.",
     ]
 
 
