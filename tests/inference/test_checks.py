@@ -180,7 +180,7 @@ MISTAKES = {
     "summed": r"log p\(x, z\) of a sequence to depend on no other sequence of its batch",
     "placed": r"log p\(x, z\) of a sequence to depend on no other sequence of its batch",
     "template": r"log p\(x, z\) of a sequence to depend on no other sequence of its batch.* for the last one",
-    "counted": r"log p\(x, z\) of a sequence to depend on no other sequence of its batch.* among twice as many",
+    "counted": r"log p\(x, z\) of a sequence to depend on no other sequence of its batch.* among half as many",
     "early": r"log q\(z \| x\) of a sequence to depend on no other sequence of its batch.* for the last one",
     "peeking": 'the distribution of a pixel at site "x" not to depend on that pixel',
     "parted": "no '/' in the names of sites.*found 'a/b'",
