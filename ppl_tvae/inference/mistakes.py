@@ -251,7 +251,7 @@ def check_shapes(before: Mapping[str, Any], after: Mapping[str, Any]) -> None:
         if after.get(name) != shape:
             raise UserError(
                 f"expected parameters of the same shapes whatever the number of sequences, found '{name}' of shape "
-                f"{shape} and, with twice as many, {after.get(name)}; compute what differs by sequence from its frames"
+                f"{shape} and, with half as many, {after.get(name)}; compute what differs by sequence from its frames"
             )
 
 

@@ -184,8 +184,8 @@ MISTAKES = {
     "early": r"log q\(z \| x\) of a sequence to depend on no other sequence of its batch.* for the last one",
     "peeking": 'the distribution of a pixel at site "x" not to depend on that pixel',
     "parted": "no '/' in the names of sites.*found 'a/b'",
-    "batched": r"the same shapes whatever the number of sequences, found 'offset' of shape \(3,\) and.* \(6,\)",
-    "batched guide": r"the same shapes whatever the number of sequences, found 'offset' of shape \(3,\) and.* \(6,\)",
+    "batched": r"the same shapes whatever the number of sequences, found 'offset' of shape \(3,\) and.* \(1,\)",
+    "batched guide": r"the same shapes whatever the number of sequences, found 'offset' of shape \(3,\) and.* \(1,\)",
     "scaled": "no scale at site 'x' of the model but that of the plate 'sequences', found 0.5",
 }
 

@@ -150,7 +150,7 @@ def test_a_large_batch_is_looked_at_in_a_few_copies_that_find_the_same(host):
     looking_back = program(host, frames_see="before")
     HOSTS[host][3](looking_back._replace(model=model), frames)
     assert sizes.count(MOST_COPIES) > 1
-    assert set(sizes) == {100, 200, MOST_COPIES}
+    assert set(sizes) == {50, 100, MOST_COPIES}
     with pytest.raises(UserError, match="frames 0 and 1 depend"):
         HOSTS[host][3](program(host, frames_see="ring"), frames)
 
