@@ -5,7 +5,7 @@ pixel's distribution is computed from that pixel, or a latent's prior from the f
 of no model, and may be as high as one likes. Found by showing a program its frames with some pixels changed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +13,9 @@ import numpy as np
 from ppl_tvae.errors import UserError
 from ppl_tvae.program import OBSERVED
 
-MOST_COPIES = 32  # of a sequence in one look: a large batch would only take memory
-_MOST_TIMES = 32  # of longer sequences so many, evenly spaced
+MOST_COPIES = 16  # of a sequence in one look, each of which is changed at another place
+_MOST_PIXELS = 1024  # of a frame; of larger ones a row, a column, the ends and some others
 _ROUNDING = 1e-5
-
-Place = tuple[int, ...]  # an index into a sequence: of a frame, (time,), or of a pixel, (time, row, column, channel)
 
 
 class Look(NamedTuple):
@@ -40,21 +38,24 @@ def check_order(sequences: np.ndarray, others: np.ndarray, look: Callable[[np.nd
     look(shown, simulated): the model beside the frames shown, with latents as they are, or drawn from their prior with
     the same noise at each call: the effect of frames on latents is in their draws.
     """
-    times = np.unique(np.linspace(0, sequences.shape[1] - 1, _MOST_TIMES).round().astype(int))
-    frames = [(int(time),) for time in times]
-    depends = _dependence(sequences, others, look, frames)
-    of_others = _cycles(depends & ~np.eye(len(frames), dtype=bool))
+    num_frames, *shape = sequences.shape[1:]
+    frames = np.broadcast_to(np.arange(num_frames).reshape(-1, 1, 1, 1), sequences.shape[1:])
+    depends, together = _dependence(sequences, others, look, frames)
+    of_others = _cycles(depends & ~np.eye(num_frames, dtype=bool), together)
     if len(of_others):
-        first, second = times[next(pair for pair in of_others if pair[0] != pair[1])]
+        first, second = next(pair for pair in of_others if pair[0] != pair[1])
         raise UserError(
             f'expected an order of the frames at site "{OBSERVED}" in which each depends on those before it alone, '
             f"found that frames {first} and {second} depend on each other, by themselves or by latents whose prior is "
             f"computed from frames, with which log p(x) is that of no model; give each what comes before it alone"
         )
-    within = times[np.diag(depends)]
-    for time in {within[0], within[len(within) // 2], within[-1]} if len(within) else ():
-        pixels = _pixels(int(time), sequences.shape[2:])
-        if len(_cycles(_dependence(sequences, others, look, pixels))):
+    within = np.flatnonzero(np.diag(depends & ~together))
+    if len(within) * np.prod(shape) > _MOST_PIXELS:
+        within = within[sorted({0, len(within) // 2, len(within) - 1})]
+    for time in within:
+        pixels = np.full(sequences.shape[1:], -1)
+        pixels[time] = _pixels(*shape)
+        if len(_cycles(*_dependence(sequences, others, look, pixels))):
             raise UserError(
                 f'expected the distribution of a pixel at site "{OBSERVED}" not to depend on that pixel of the frames, '
                 f"found that it does at frame {time}, with which log p(x) is that of no model; give it what comes "
@@ -62,65 +63,83 @@ def check_order(sequences: np.ndarray, others: np.ndarray, look: Callable[[np.nd
             )
 
 
-def _pixels(time: int, shape: Sequence[int]) -> list[Place]:
-    """Some pixels of a frame: neighbours in its middle, its ends, and others."""
-    height, width, channels = shape
-    middle = [range(max(0, size // 2 - 1), size // 2 + 1) for size in (height, width)]
-    neighbours = {(time, y, x, c) for y in middle[0] for x in middle[1] for c in range(channels)}
-    ends = {(time, 0, 0, 0), (time, height - 1, width - 1, channels - 1)}
-    anywhere = np.random.default_rng(0).integers((height, width, channels), size=(4, 3))
-    return sorted(neighbours | ends | {(time, *map(int, place)) for place in anywhere})
+def _pixels(height: int, width: int, channels: int) -> np.ndarray:
+    """The places of a frame, numbered from 0, -1 where none is: (height, width, channel)."""
+    chosen = np.ones((height, width), bool)
+    if height * width * channels > _MOST_PIXELS:
+        rng = np.random.default_rng(0)
+        chosen[...] = False
+        chosen[[0, -1], [0, -1]] = True
+        chosen[height // 2, :_MOST_PIXELS] = chosen[:_MOST_PIXELS, width // 2] = True
+        chosen[rng.integers(height, size=8), rng.integers(width, size=8)] = True
+    places = np.full((height, width, channels), -1)
+    places[chosen] = np.arange(np.sum(chosen) * channels).reshape(-1, channels)
+    return places
 
 
 def _dependence(
-    sequences: np.ndarray, others: np.ndarray, look: Callable[[np.ndarray, bool], Look], places: Sequence[Place]
-) -> np.ndarray:
-    """Whether the density at each place changes with the pixels at each: (from, to) bool."""
-    depends, prior_sees = _changes(sequences, others, look, places, False)
+    sequences: np.ndarray, others: np.ndarray, look: Callable[[np.ndarray, bool], Look], places: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether the density at each place changes with the pixels at each: (from, to) bool; and which share a density.
+
+    places: (S, height, width, channel) int, which place a pixel belongs to, from 0; -1 where to none.
+    """
+    depends, together, prior_sees = _changes(sequences, others, look, places, False)
     if prior_sees:
         depends |= _changes(sequences, others, look, places, True)[0]
-    return depends
+    return depends, together
 
 
 def _changes(
     sequences: np.ndarray,
     others: np.ndarray,
     look: Callable[[np.ndarray, bool], Look],
-    places: Sequence[Place],
+    places: np.ndarray,
     simulated: bool,
-) -> tuple[np.ndarray, bool]:
+) -> tuple[np.ndarray, np.ndarray, bool]:
     """What changes with the pixels at each place: the densities at each (from, to); and whether log p(latents) does.
 
-    Each copy of the sequence is changed at a place of its own; where latents are drawn, one at a time, since draws by
-    rejection take more or less of the noise that those of later copies get.
+    Between them, which places share a density: (places, places) bool, a place with itself where it does with another.
+    Each copy of the sequence is changed at a place of its own.
     """
-    before = look(sequences, simulated)
-    at_once = 1 if simulated else len(sequences)
-    depends, prior_sees = np.zeros((len(places), len(places)), bool), False
-    for start in range(0, len(places), at_once):
-        shown, part = sequences.copy(), places[start : start + at_once]
+    before, number = look(sequences, simulated), int(places.max()) + 1
+    ndim = before.densities.ndim - 1
+    of_density = places.reshape(*places.shape[:ndim], -1)  # the places of each, the last axis
+    depends, prior_sees = np.zeros((number, number), bool), False
+    for start in range(0, number, len(sequences)):
+        shown, part = sequences.copy(), range(start, min(start + len(sequences), number))
         for copy, place in enumerate(part):
-            shown[copy][place] = np.where(before.counts[copy][place], others[copy][place], sequences[copy][place])
+            changes = before.counts[copy] & (places == place)
+            shown[copy][changes] = others[copy][changes]
         after = look(shown, simulated)
         changed = _differ(before.densities, after.densities)
-        for copy in range(len(part)):
-            depends[start + copy] = [changed[copy][place[: changed.ndim - 1]].any() for place in places]
+        for copy, place in enumerate(part):
+            found = of_density[changed[copy]]
+            depends[place, found[found >= 0]] = True
         prior_sees |= bool(_differ(before.latents, after.latents)[: len(part)].any())
-    return depends, prior_sees
+    together = np.zeros((number, number), bool)
+    for shared in of_density.reshape(-1, of_density.shape[-1]) if of_density.shape[-1] > 1 else ():
+        if (members := np.unique(shared[shared >= 0])).size > 1:
+            together[np.ix_(members, members)] = True
+    return depends, together, prior_sees
 
 
 def _differ(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):  # of infinities, which are the same or not
-        same = (after == before) | (np.abs(after - before) <= _ROUNDING * (1 + np.abs(before)))
-    return ~same
+    with np.errstate(invalid="ignore"):
+        close = np.abs(after - before) <= _ROUNDING * (1 + np.abs(before))
+    return ~((after == before) | close | (np.isnan(after) & np.isnan(before)))
 
 
-def _cycles(depends: np.ndarray) -> np.ndarray:
+def _cycles(depends: np.ndarray, together: np.ndarray) -> np.ndarray:
     """Pairs of places of which each leads to the other, (pairs, 2): none where there is an order.
 
-    depends: (from, to).
+    depends: (from, to). Of places that share a density it is not seen which of them depends on which, as in a mixture
+    of autoregressive components; but the last of an order changes nothing of it.
     """
-    leads = depends.copy()
-    for middle in range(len(leads)):
-        leads |= leads[:, middle, None] & leads[middle]
-    return np.argwhere(leads & leads.T)
+    leads = depends & ~together
+    for _ in range(len(leads).bit_length()):
+        steps = leads.astype(np.float32)
+        leads |= steps @ steps > 0
+    sees_own = depends.diagonal() | (depends & together).any(axis=1)
+    no_last = together & ~(together & ~sees_own).any(axis=1)[:, None]
+    return np.argwhere(leads & leads.T | no_last)

@@ -132,11 +132,135 @@ def test_what_sees_itself_in_whatever_way_is_refused(host, part, seen):
         HOSTS[host][3](program(host, **{part: seen}), frames_of(host))
 
 
-def test_long_sequences_are_looked_at_here_and_there():
-    weights = np.tril(np.ones((50, 50)), -1)
+def test_every_frame_of_a_long_sequence_is_looked_at():
+    weights = np.tril(np.ones((70, 70)), -1)
     check_graph(weights)
     with pytest.raises(UserError, match="frames 0 and 49 depend on each other"):
         check_graph(np.eye(50)[::-1] * (np.arange(50) % 49 == 0))
+    for back in (np.roll(np.eye(70), 1, axis=0), np.eye(70, k=1) + np.eye(70, k=-1)):
+        with pytest.raises(UserError, match="frames 0 and 1 depend on each other"):
+            check_graph(back)
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 2), (48, 40, 1)])
+def test_pixels_that_each_see_the_row_before_them_see_themselves_where_the_first_sees_the_last(shape):
+    sequences = np.repeat(np.random.default_rng(0).random((1, 2, *shape)), 16, axis=0)
+
+    def check(seen):
+        def look(shown, simulated):
+            return Look(-((sequences - seen(shown)) ** 2), np.ones(sequences.shape, bool), np.zeros(16))
+
+        check_order(sequences, 1 - sequences, look)
+
+    check(lambda shown: np.concatenate([0 * shown[:, :, :1], shown[:, :, :-1]], axis=2))
+    for axis in (2, 3):
+        with pytest.raises(UserError, match=r"not to depend on that pixel.* at frame 0"):
+            check(lambda shown, axis=axis: np.roll(shown, 1, axis))
+
+
+def hidden(host, seen):
+    """Frames, or z for part "prior", see frames through a weight that starts at zero."""
+    ppl, dist, xp, _ = HOSTS[host]
+    part, kind = seen
+
+    def model(frames):
+        weight = ppl.param("weight", xp.zeros(1))
+        see = weight * seen_by(kind, xp, frames)
+        with ppl.plate("sequences", frames.shape[0]):
+            level = see.mean((2, 3, 4)) if part == "prior" else xp.zeros(frames.shape[:2])
+            z = ppl.sample("z", dist.Normal(level, 1.0).to_event(1))
+            loc = z.reshape(*z.shape, 1, 1, 1) + (see if part == "frames" else 0.0)
+            ppl.sample("x", dist.Normal(loc, xp.ones(frames.shape)).to_event(4), obs=frames)
+
+    def guide(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            ppl.sample("z", dist.Normal(frames.mean((2, 3, 4)), 1.0).to_event(1))
+
+    return Program(model, guide)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("part", ["frames", "prior"])
+def test_what_a_weight_of_zero_hides_is_seen_and_the_weight_stays(host, part):
+    check = HOSTS[host][3]
+    check(hidden(host, (part, "before")), frames_of(host))
+    with pytest.raises(UserError, match="frames 0 and 1 depend on each other"):
+        check(hidden(host, (part, "ring")), frames_of(host))
+
+
+def test_a_module_has_its_own_values_again_after_it_was_looked_at():
+    pyro, torch = pytest.importorskip("pyro"), pytest.importorskip("torch")
+    linear = torch.nn.Linear(1, 1)
+    torch.nn.init.zeros_(linear.weight)
+    plain = program("pyro")
+
+    def model(frames):
+        pyro.module("linear", linear)(frames[..., :1])
+        plain.model(frames)
+
+    before = {name: value.clone() for name, value in linear.state_dict().items()}
+    HOSTS["pyro"][3](Program(model, plain.guide), frames_of("pyro"))
+    assert all(torch.equal(value, before[name]) for name, value in linear.state_dict().items())
+
+
+def mixed(host, over, kind):
+    """A mixture of two that see frames as kind says: over the pixels of a sequence, of a frame or of a place."""
+    ppl, dist, xp, _ = HOSTS[host]
+    event = {"sequence": 4, "frame": 3, "place": 1}[over]
+
+    def model(frames):
+        if kind == "channels":
+            see = xp.concatenate([xp.zeros_like(frames[..., :1]), frames[..., :-1]], -1)
+        else:
+            see = seen_by(kind, xp, frames)
+        with ppl.plate("sequences", frames.shape[0]):
+            z = ppl.sample("z", dist.Normal(xp.zeros(frames.shape[1]), 1.0).to_event(1))
+            level = z.reshape(*z.shape, 1, 1, 1)
+            loc = xp.stack([level + see, level - see], 5 - event)
+            parts = dist.Categorical(logits=xp.zeros(loc.shape[: 6 - event]))
+            pixels = dist.MixtureSameFamily(parts, dist.Normal(loc, xp.ones(loc.shape)).to_event(event))
+            ppl.sample("x", pixels.to_event(4 - event), obs=frames)
+
+    return Program(model, program(host).guide)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("over", ["sequence", "frame", "place"])
+def test_of_what_has_one_density_together_the_last_is_seen_by_nothing(host, over):
+    """As in PixelCNN++, whose channels are a mixture in which green sees red; and in mixtures of such programs."""
+    check = HOSTS[host][3]
+    check(mixed(host, over, "before"), frames_of(host, channels=3))
+    if over != "sequence":
+        check(mixed(host, over, "channels"), frames_of(host, channels=3))
+    with pytest.raises(UserError, match="depend"):
+        check(mixed(host, over, "itself"), frames_of(host, channels=3))
+    with pytest.raises(UserError, match="frames 0 and 1 depend on each other"):
+        check(mixed(host, over, "ring"), frames_of(host, channels=3))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("kind", ["before", "itself"])
+def test_draws_by_rejection_have_noise_of_their_own_wherever_time_is(host, kind):
+    """Time last: the frames that a changed draw comes before in memory are not after it."""
+    ppl, dist, xp, check = HOSTS[host]
+
+    def model(frames):
+        level = 0.3 + seen_by(kind, xp, frames).mean((3, 4)).swapaxes(1, 2)  # (B, height, S)
+        with ppl.plate("sequences", frames.shape[0]):
+            z = ppl.sample("z", dist.Gamma(level, xp.ones(level.shape)).to_event(2))
+            loc = z.swapaxes(1, 2)[..., None, None] + xp.zeros(frames.shape)
+            ppl.sample("x", dist.Normal(loc, 1.0).to_event(4), obs=frames)
+
+    def guide(frames):
+        level = 0.5 + frames.mean((3, 4)).swapaxes(1, 2)
+        with ppl.plate("sequences", frames.shape[0]):
+            ppl.sample("z", dist.Gamma(level, xp.ones(level.shape)).to_event(2))
+
+    if kind == "before":
+        check(Program(model, guide), frames_of(host))
+    else:
+        with pytest.raises(UserError, match="not to depend on that pixel"):
+            check(Program(model, guide), frames_of(host))
 
 
 @pytest.mark.parametrize("host", HOSTS)

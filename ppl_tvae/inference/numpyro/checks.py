@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro
+from numpyro.distributions import constraints
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.mistakes import (
@@ -226,7 +227,7 @@ def _check_order(model: Any, key: jax.Array, frames: jax.Array, sites: Trace) ->
     """
     copies = jnp.zeros(min(len(frames), MOST_COPIES), int)
     latents = {name: jnp.take(site["value"], copies, plate_axis(site)) for name, site in latent_sites(sites).items()}
-    sequences, parameters = frames[copies], _parameters(sites)
+    sequences, parameters = frames[copies], _off_zero(sites)
 
     def look(shown: np.ndarray, simulated: bool) -> Look:
         if simulated:
@@ -237,8 +238,25 @@ def _check_order(model: Any, key: jax.Array, frames: jax.Array, sites: Trace) ->
         return Look(*map(np.asarray, (*_of_pixels(found[OBSERVED], sequences), log_prior)))
 
     discrete = sites[OBSERVED]["fn"].support.is_discrete
-    others = 1 - sequences if discrete else jnp.where(sequences < 0.5, 0.75, 0.25).astype(sequences.dtype)
+    low, high = jnp.minimum(frames.min(), 0.25), jnp.maximum(frames.max(), 0.75)
+    others = 1 - sequences if discrete else jnp.where(sequences < 0.5, high, low)
     check_order(np.asarray(sequences), np.asarray(others), look)
+
+
+def _off_zero(sites: Trace) -> dict[str, Any]:
+    """The parameters, with other values where they are zero: a layer that starts at zero hides what it reads."""
+    rng = np.random.default_rng(0)
+
+    def moved(leaf: jax.Array) -> jax.Array:
+        return jnp.where(leaf == 0, jnp.asarray(0.1 * rng.normal(size=jnp.shape(leaf)), leaf.dtype), leaf)
+
+    def is_free(site: Site) -> bool:
+        return site["kwargs"].get("constraint", constraints.real) is constraints.real
+
+    return {
+        name: jax.tree.map(moved, value) if is_free(sites[name]) else value
+        for name, value in _parameters(sites).items()
+    }
 
 
 def _of_pixels(site: Site, frames: jax.Array) -> tuple[jax.Array, jax.Array]:

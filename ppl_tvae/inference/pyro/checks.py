@@ -1,6 +1,8 @@
 """What is wrong with a program, in one sentence, before it is trained: found by running it once on a batch."""
 
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -226,21 +228,23 @@ def _check_order(model: Any, frames: Tensor, sites: Trace) -> None:
     """
     copies = torch.zeros(min(len(frames), MOST_COPIES), dtype=torch.int64)
     latents = {name: site["value"].index_select(plate_axis(site), copies) for name, site in latent_sites(sites).items()}
-    sequences = frames[copies]
+    sequences, noise = frames[copies], _SameNoise()
 
     def look(shown: np.ndarray, simulated: bool) -> Look:
+        beside = torch.as_tensor(shown, device=frames.device)
         if simulated:
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                found = traced(_SeededBySite()(model), torch.as_tensor(shown, device=frames.device))
+            with noise:
+                found = traced(model, beside)
         else:
-            found = replayed(model, torch.as_tensor(shown, device=frames.device), as_trace(latents))
+            found = replayed(model, beside, as_trace(latents))
         log_prior = total(latent_sites(found))
         return Look(*map(_as_numpy, (*_of_pixels(found.nodes[OBSERVED], sequences), log_prior)))
 
     discrete = sites.nodes[OBSERVED]["fn"].support.is_discrete
-    others = 1 - sequences if discrete else torch.where(sequences < 0.5, 0.75, 0.25).to(sequences.dtype)
-    check_order(sequences.numpy(force=True), others.numpy(force=True), look)
+    low, high = frames.min().clamp(max=0.25), frames.max().clamp(min=0.75)
+    others = 1 - sequences if discrete else torch.where(sequences < 0.5, high, low)
+    with _off_zero():
+        check_order(sequences.numpy(force=True), others.numpy(force=True), look)
 
 
 def _as_numpy(values: Tensor) -> np.ndarray:
@@ -248,11 +252,45 @@ def _as_numpy(values: Tensor) -> np.ndarray:
     return (values.float() if values.dtype == torch.bfloat16 else values).numpy(force=True)
 
 
-class _SeededBySite(Messenger):
-    """Each site has noise of its own, as NumPyro's have, whatever those before it took of theirs."""
+@contextmanager
+def _off_zero() -> Iterator[None]:
+    """Within, parameters have other values where they are zero: a layer that starts at zero hides what it reads."""
+    rng = np.random.default_rng(0)
+    parameters = [parameter.detach() for _, parameter in pyro.get_param_store().named_parameters()]
+    before = [parameter.clone() for parameter in parameters]
+    try:
+        for parameter in parameters:
+            other = torch.as_tensor(0.1 * rng.normal(size=tuple(parameter.shape))).to(parameter)
+            parameter.copy_(torch.where(parameter == 0, other, parameter))
+        yield
+    finally:
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.copy_(value)
+
+
+class _SameNoise(Messenger):
+    """Each draw has noise of its own, as NumPyro's have: it is as it was where its density is, and else at its site.
+
+    What rejects draws takes more or less of the host's noise, of which those that come after it get the rest.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._first: dict[str, tuple[Tensor, Tensor]] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         torch.manual_seed(zlib.crc32(msg["name"].encode()))
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        fn = unwrapped(msg["fn"])
+        if msg["name"] not in self._first:
+            self._first[msg["name"]] = msg["value"], fn.log_prob(msg["value"])
+        value, density = self._first[msg["name"]]
+        if fn.support.check(value).all():  # beyond it the host has no density to ask for
+            stays = torch.isclose(fn.log_prob(value), density, rtol=_ROUNDING, equal_nan=True)
+            msg["value"] = torch.where(stays.reshape((*stays.shape, *(1,) * fn.event_dim)), value, msg["value"])
 
 
 def _of_pixels(site: Site, frames: Tensor) -> tuple[Tensor, Tensor]:
