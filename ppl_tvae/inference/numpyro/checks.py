@@ -238,9 +238,9 @@ def _check_order(model: Any, key: jax.Array, frames: jax.Array, sites: Trace) ->
         return Look(*map(np.asarray, (*_of_pixels(found[OBSERVED], sequences), log_prior)))
 
     discrete = sites[OBSERVED]["fn"].support.is_discrete
-    low, high = jnp.minimum(frames.min(), 0.25), jnp.maximum(frames.max(), 0.75)
-    others = 1 - sequences if discrete else jnp.where(sequences < 0.5, high, low)
-    check_order(np.asarray(sequences), np.asarray(others), look)
+    of_one, every = np.asarray(sequences), np.asarray(frames)  # in NumPy, for which nothing has to be compiled
+    low, high = np.minimum(every.min(), 0.25), np.maximum(every.max(), 0.75)
+    check_order(of_one, 1 - of_one if discrete else np.where(of_one < 0.5, high, low).astype(of_one.dtype), look)
 
 
 def _off_zero(sites: Trace) -> dict[str, Any]:
@@ -248,7 +248,8 @@ def _off_zero(sites: Trace) -> dict[str, Any]:
     rng = np.random.default_rng(0)
 
     def moved(leaf: jax.Array) -> jax.Array:
-        return jnp.where(leaf == 0, jnp.asarray(0.1 * rng.normal(size=jnp.shape(leaf)), leaf.dtype), leaf)
+        other = (0.1 * rng.normal(size=jnp.shape(leaf))).astype(leaf.dtype)
+        return jnp.asarray(np.where(np.asarray(leaf) == 0, other, leaf))
 
     def is_free(site: Site) -> bool:
         return site["kwargs"].get("constraint", constraints.real) is constraints.real

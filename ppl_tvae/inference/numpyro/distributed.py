@@ -34,7 +34,7 @@ class DistributedTrainer(Trainer):
         first_plan: Any,
         seed: int,
         *,
-        likelihood: str = "",
+        likelihood: str | None = "",
         device: str,
         num_devices: int,
     ) -> None:

@@ -117,7 +117,7 @@ class DistributedTrainer(Trainer):
         first_plan: Any,
         seed: int,
         *,
-        likelihood: str = "",
+        likelihood: str | None = "",
         ranks: Ranks,
     ) -> None:
         """The batch is a multiple of ranks.size; the rest as in `svi.Trainer`. Raises UserError for want of a GPU."""

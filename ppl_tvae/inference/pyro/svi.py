@@ -50,13 +50,13 @@ class Trainer:
         first_plan: Any,
         seed: int,
         *,
-        likelihood: str = "",
+        likelihood: str | None = "",
         may_record: bool = True,
     ) -> None:
         """render(tables, plan) -> frames, on the device; first_plan fixes the shapes of a batch.
 
-        likelihood: what the site "x" is said to be, which `check_program` holds against the program. Raises UserError
-        with what is wrong with the program.
+        likelihood: what the site "x" is said to be, which `check_program` holds against the program; None for a program
+        that is known to be right, at which it does not look. Raises UserError with what is wrong with the program.
         may_record: whether steps on a GPU are recorded as a graph where that is possible.
         """
         keep_freed_memory()
@@ -66,7 +66,8 @@ class Trainer:
         torch.manual_seed(seed)
         self._plan = tree_map(torch.clone, to_device(first_plan))  # its own, to be written to
         frames = render(self._tables, self._plan)
-        check_program(program, frames, likelihood)
+        if likelihood is not None:
+            check_program(program, frames, likelihood)
         with pyro.get_param_store().scope() as self._store, torch.no_grad():
             program_traces(program, frames)
             self._vectorised = is_vectorised(objective, program, frames)
