@@ -118,7 +118,9 @@ def test_how_a_parameter_lies_in_memory_changes_nothing(method, layout):
         program, frames = Program(model, guide), np.arange(24, dtype=np.float32).reshape(4, 2, 3)
         with on_device("cpu", "float32"):
             first = Frames(frames)
-            trainer = pyro_svi.Trainer(program, ELBO, optimization, lambda _, plan: plan.frames, Frames(()), first, 0)
+            trainer = pyro_svi.Trainer(
+                program, ELBO, optimization, lambda _, plan: plan.frames, Frames(()), first, 0, likelihood=None
+            )
             return trainer.advance(Frames(np.stack([frames] * 5))), trainer.parameters()["rows"]
 
     losses, found = trained(rows)
