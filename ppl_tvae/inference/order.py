@@ -31,6 +31,17 @@ class Look(NamedTuple):
     latents: np.ndarray
 
 
+def other_values(sequences: np.ndarray, frames: np.ndarray, discrete: bool) -> np.ndarray:
+    """Another value of each pixel: of zero and one the other, of a density an end of the range of a batch's frames.
+
+    Where that range is narrow, the end is 0.25 or 0.75.
+    """
+    if discrete:
+        return 1 - sequences
+    low, high = np.minimum(frames.min(), 0.25), np.maximum(frames.max(), 0.75)
+    return np.where(sequences < 0.5, high, low).astype(sequences.dtype)
+
+
 def check_order(sequences: np.ndarray, others: np.ndarray, look: Callable[[np.ndarray, bool], Look]) -> None:
     """Raises UserError where frames depend on each other, or a pixel on itself, in whatever way.
 

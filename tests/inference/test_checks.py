@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro
 import numpyro.distributions as numpyro_dist
 import pyro
@@ -15,7 +16,7 @@ from ppl_tvae.inference.numpyro.checks import check_program as check_numpyro
 from ppl_tvae.inference.numpyro.tracing import parameters_of
 from ppl_tvae.inference.pyro.checks import check_program as check_pyro
 from ppl_tvae.program import Program
-from tests.small import EVERY_PROGRAM, FRAME, small_experiment
+from tests.small import EVERY_PROGRAM, EVERY_SWAP, FRAME, small_experiment
 
 HOSTS = {"numpyro": (numpyro, numpyro_dist, jnp, check_numpyro), "pyro": (pyro, pyro_dist, torch, check_pyro)}
 SHAPE = (3, 2, 2, 2, 1)
@@ -439,6 +440,23 @@ def test_named_programs_pass(host, model, likelihood):
 
 
 @pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"model": model, "guide": guide, "prior": prior} for model, guide, prior in EVERY_SWAP),
+        {"lattice_weights": "learned", "mu_per": "cell"},
+        {"model": "bubble", "mu_per": "capsule"},
+    ],
+)
+def test_named_programs_pass_with_every_part(host, settings):
+    """Training does not look at them again."""
+    experiment = small_experiment(**settings)
+    rng = np.random.default_rng(0)
+    frames = HOSTS[host][2].asarray((rng.random((4, experiment.num_timesteps, *FRAME)) > 0.5).astype(np.float32))
+    HOSTS[host][3](assemble(experiment, host), frames, experiment.likelihood)
+
+
+@pytest.mark.parametrize("host", HOSTS)
 def test_a_parameter_that_two_parts_of_the_guide_share_is_no_chance(host):
     """Each place has an initial value of its own, drawn at random; in training both have one."""
     ppl, dist, xp, check = HOSTS[host]
@@ -459,12 +477,12 @@ def test_a_parameter_may_begin_as_a_number_of_python():
 
     def model(frames):
         with ppl.plate("sequences", frames.shape[0]):
-            scale = ppl.param("scale", 2.0, constraint=dist.constraints.positive)
+            scale = ppl.param("scale", 2.0, constraint=dist.constraints.positive) + ppl.param("more", 0.0)
             z = ppl.sample("z", dist.Normal(xp.zeros(2), scale).to_event(1))
             loc = z.mean(-1).reshape(-1, 1, 1, 1, 1) + xp.zeros(SHAPE[1:])
             ppl.sample("x", dist.Normal(loc, 1.0).to_event(4), obs=frames)
 
-    frames, values = xp.full(SHAPE, 0.3), {"scale": xp.asarray(3.0)}
+    frames, values = xp.full(SHAPE, 0.3), {"scale": xp.asarray(3.0), "more": xp.asarray(0.5)}
     check(Program(model, program("numpyro").guide), frames)
     assert parameters_of(Program(model, program("numpyro").guide), values, frames) == values
 

@@ -189,7 +189,6 @@ def test_what_a_weight_of_zero_hides_is_seen_and_the_weight_stays(host, part):
 
 
 def test_a_module_has_its_own_values_again_after_it_was_looked_at():
-    pyro, torch = pytest.importorskip("pyro"), pytest.importorskip("torch")
     linear = torch.nn.Linear(1, 1)
     torch.nn.init.zeros_(linear.weight)
     plain = program("pyro")

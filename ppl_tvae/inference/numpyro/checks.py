@@ -43,7 +43,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     total,
     traced,
 )
-from ppl_tvae.inference.order import MOST_COPIES, Look, check_order
+from ppl_tvae.inference.order import MOST_COPIES, Look, check_order, other_values
 from ppl_tvae.inference.sites import Site, distribution_name, plate_axis, site_row, unwrapped
 from ppl_tvae.program import OBSERVED, PLATE, Program
 
@@ -238,18 +238,17 @@ def _check_order(model: Any, key: jax.Array, frames: jax.Array, sites: Trace) ->
         return Look(*map(np.asarray, (*_of_pixels(found[OBSERVED], sequences), log_prior)))
 
     discrete = sites[OBSERVED]["fn"].support.is_discrete
-    of_one, every = np.asarray(sequences), np.asarray(frames)  # in NumPy, for which nothing has to be compiled
-    low, high = np.minimum(every.min(), 0.25), np.maximum(every.max(), 0.75)
-    check_order(of_one, 1 - of_one if discrete else np.where(of_one < 0.5, high, low).astype(of_one.dtype), look)
+    of_one, every = np.asarray(sequences), np.asarray(frames)
+    check_order(of_one, other_values(of_one, every, discrete), look)
 
 
 def _off_zero(sites: Trace) -> dict[str, Any]:
     """The parameters, with other values where they are zero: a layer that starts at zero hides what it reads."""
     rng = np.random.default_rng(0)
 
-    def moved(leaf: jax.Array) -> jax.Array:
-        other = (0.1 * rng.normal(size=jnp.shape(leaf))).astype(leaf.dtype)
-        return jnp.asarray(np.where(np.asarray(leaf) == 0, other, leaf))
+    def moved(leaf: Any) -> jax.Array:
+        values = np.asarray(jnp.asarray(leaf))  # NumPy, for which nothing has to be compiled
+        return jnp.asarray(np.where(values == 0, 0.1 * rng.normal(size=values.shape).astype(values.dtype), values))
 
     def is_free(site: Site) -> bool:
         return site["kwargs"].get("constraint", constraints.real) is constraints.real

@@ -32,7 +32,7 @@ from ppl_tvae.inference.mistakes import (
     check_within,
     depends_on_others,
 )
-from ppl_tvae.inference.order import MOST_COPIES, Look, check_order
+from ppl_tvae.inference.order import MOST_COPIES, Look, check_order, other_values
 from ppl_tvae.inference.pyro.tracing import (
     Trace,
     as_trace,
@@ -241,10 +241,9 @@ def _check_order(model: Any, frames: Tensor, sites: Trace) -> None:
         return Look(*map(_as_numpy, (*_of_pixels(found.nodes[OBSERVED], sequences), log_prior)))
 
     discrete = sites.nodes[OBSERVED]["fn"].support.is_discrete
-    low, high = frames.min().clamp(max=0.25), frames.max().clamp(min=0.75)
-    others = 1 - sequences if discrete else torch.where(sequences < 0.5, high, low)
+    of_one, every = sequences.numpy(force=True), frames.numpy(force=True)
     with _off_zero():
-        check_order(sequences.numpy(force=True), others.numpy(force=True), look)
+        check_order(of_one, other_values(of_one, every, discrete), look)
 
 
 def _as_numpy(values: Tensor) -> np.ndarray:
