@@ -424,6 +424,16 @@ def what_took_long_stays(run, found):
         assert not CHAIN_GROUPS & set(tree.children)
 
 
+def test_chains_of_which_no_draw_differs_are_not_believed(run, tmp_path, capsys):
+    few = ["--draws", "4", "--sequences", "1", "--max-sequences", "2", "--simulated", "8", "--mcmc-sequences", "1"]
+    chain = ["--mcmc", "hmc", "--mcmc-warmup", "1", "--mcmc-draws", "1", "--mcmc-chains", "1"]
+    assert cli.main(["diagnose", str(run.path), *few, *chain]) == 0
+    assert "MCMC cannot be believed: no cell differs between its draws" in capsys.readouterr().out
+    assert run.diagnosis()["mcmc"]["convergence"] == {}
+    page = write_report([run], tmp_path / "page.html").read_text()
+    assert "MCMC cannot be believed" in page[page.index("How far is the guide") :][:400]
+
+
 def test_refused_in_a_sentence(run, capsys):
     for arguments, words in [
         (["--mcmc", "gibbs"], "kernel of MCMC"),

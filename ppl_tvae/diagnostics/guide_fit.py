@@ -65,7 +65,9 @@ def against_mcmc(tree: "xr.DataTree", settings: MCMC, seed: int) -> dict[str, An
     """
     stats = tree["sample_stats_mcmc"].to_dataset()
     guide, chains = chosen_cells(tree, seed)
-    judged, compared = convergence(chains), guide_against_chains(guide, chains)
+    judged, compared = {}, {}
+    if chains.data_vars:  # else no cell of any quantity varies
+        judged, compared = convergence(chains), guide_against_chains(guide, chains)
     doubted = [name for name, each in judged.items() if each["verdict"].startswith(NOT_BELIEVABLE)]
     for name in doubted:
         why = "nothing can be said, since MCMC has not converged"
@@ -85,6 +87,8 @@ def against_mcmc(tree: "xr.DataTree", settings: MCMC, seed: int) -> dict[str, An
 
 
 def _overall(judged: dict[str, Any], doubted: list[str]) -> str:
+    if not judged:
+        return "MCMC cannot be believed: no cell differs between its draws"
     if not doubted:
         rough = any(not each["verdict"].startswith(BELIEVABLE) for each in judged.values())
         return f"MCMC can {'roughly ' if rough else ''}be believed for {_listed(judged)}"

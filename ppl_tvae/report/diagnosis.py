@@ -38,7 +38,8 @@ def _fit(run: Run) -> Section:
     """The guide against MCMC, and against a guide fitted to each sequence."""
     found, parts = run.present_diagnosis(), list[Any]()
     if mcmc := found.get("mcmc"):
-        doubted = [name for name, each in mcmc["convergence"].items() if each["verdict"].startswith(NOT_BELIEVABLE)]
+        verdicts = [each["verdict"] for each in mcmc["convergence"].values()]
+        doubted = not verdicts or any(verdict.startswith(NOT_BELIEVABLE) for verdict in verdicts)
         parts.append(Warning(f"{run.name}: {mcmc['verdict']}.") if doubted else f"{mcmc['verdict']}.")
         caption = (
             f"{mcmc['kernel']}: {mcmc['num_chains']} chains of {mcmc['num_draws']} draws on {mcmc['num_sequences']} "
@@ -47,7 +48,7 @@ def _fit(run: Run) -> Section:
         )
         header = ("quantity", "R-hat", "at 90 %", "effective draws", "difference", "ratio", "MCMC", "the guide")
         rows = [[name, *_against(each, mcmc["guide"][name])] for name, each in mcmc["convergence"].items()]
-        parts.append(Table(caption, header, rows, (6, 7)))
+        parts += [Table(caption, header, rows, (6, 7))] if rows else []
     if gap := found.get("amortisation_gap"):
         value = f"{with_error(gap['value'], gap['standard_error'])} {gap['unit']}"
         parts.append(
