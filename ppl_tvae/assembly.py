@@ -1,12 +1,6 @@
-"""From an experiment to its program, a named one or the user's own file, and to its data."""
+"""From an experiment to its program and to its data."""
 
-import ast
-import importlib.util
-import random
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import import_module
@@ -19,11 +13,12 @@ from array_api_compat import array_namespace
 from ppl_tvae import catalogue
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import SequenceData, open_data, render
-from ppl_tvae.errors import UserError, is_of_memory, unknown_name
+from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.files import digest, read
 from ppl_tvae.models import lattice as lattices
 from ppl_tvae.models.latent import Latent
 from ppl_tvae.models.lattice import Lattice
+from ppl_tvae.own_program import own_program
 from ppl_tvae.program import Program
 
 
@@ -33,29 +28,8 @@ def assemble(experiment: Experiment, backend: str) -> Program:
         raise unknown_name("backend", backend, catalogue.BACKENDS)
     if experiment.program_file is not None:
         _check_is_the_same("program", experiment.program_file, experiment.program_digest)
-        _check_written_for(backend, experiment.program_file)
-        with _seeded(experiment.seed, backend):  # what is drawn when the file runs, such as modules' weights
-            return load_program(experiment.program_file)
+        return own_program(experiment.program_file, backend, experiment.seed)
     return _named(experiment, backend)
-
-
-@contextmanager
-def _seeded(seed: int, backend: str) -> Iterator[None]:
-    """The generators that a program's file may draw from begin with the seed, and go on as before afterwards."""
-    of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a user's file may draw from it
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
-    try:
-        if backend == "numpyro":
-            yield
-        else:
-            torch_random = import_module("torch").random
-            with torch_random.fork_rng():
-                torch_random.manual_seed(seed)
-                yield
-    finally:
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
 
 
 def _named(experiment: Experiment, backend: str) -> Program:
@@ -183,86 +157,12 @@ def renderer(experiment: Experiment) -> Callable[[Any, Any], Any]:
     return frames
 
 
-def load_program(path: Path) -> Program:
-    """The `model` and `guide` that a user's file exports. Running it is running code. Raises UserError."""
-    if not path.is_file():
-        raise UserError(f"expected a program file at '{path}', found none")
-    # A name of its own: a program may be called numpy.py, and dataclasses look for their module by its name.
-    spec = importlib.util.spec_from_file_location(f"program {path.resolve()}", path)
-    if spec is None or spec.loader is None:
-        raise UserError(f"expected a Python file, found '{path}'")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    try:
-        spec.loader.exec_module(module)
-    except ModuleNotFoundError as error:
-        del sys.modules[spec.name]
-        raise UserError(
-            f"expected the modules that the program '{path}' imports to be installed, and none to lie beside it, found "
-            f"no module '{error.name}'; install it, or put what it has into the program"
-        ) from error
-    except (Exception, SystemExit) as error:
-        del sys.modules[spec.name]
-        raise UserError(
-            f"expected a program in '{path}' that needs no file beside it, found that running it raises "
-            f"{_raised(error, path)}; mend the program"
-        ) from error
-    for name in ("model", "guide"):
-        if not callable(getattr(module, name, None)):
-            raise UserError(f"expected '{path}' to define functions model(frames) and guide(frames), found no {name}")
-    return Program(module.model, module.guide)
-
-
-@contextmanager
-def naming_the_program(experiment: Experiment) -> Iterator[None]:
-    """What a user's own program raises when it first runs, as a sentence with the line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        if experiment.program_file is None or is_of_memory(error):
-            raise
-        raise UserError(
-            f"expected the program '{experiment.program_file}' to run on frames (batch, time, height, width, channel), "
-            f"found {_raised(error, experiment.program_file)}; mend the program"
-        ) from error
-
-
-def _raised(error: BaseException, path: Path) -> str:
-    """What went wrong in a program, with its last line that had a part in it."""
-    if isinstance(error, SyntaxError) and error.filename and Path(error.filename).resolve() == path.resolve():
-        where, first_line = f" at line {error.lineno}, '{(error.text or '').strip()}'", error.msg
-    else:
-        calls = traceback.extract_tb(error.__traceback__)
-        own = [call for call in calls if Path(call.filename).resolve() == path.resolve()]
-        where = f" at line {own[-1].lineno}, '{own[-1].line}'" if own else ""
-        first_line = str(error).strip().partition("\n")[0]
-    return type(error).__name__ + where + (f": {first_line}" if first_line else "")
-
-
 def _check_is_the_same(what: str, path: Path, noted: str | None) -> None:
     """Raises UserError where the program or lattice of a run was edited since: its parameters are of another one."""
     if noted is not None and noted != digest(read(path) or b""):
         raise UserError(
             f"expected the {what} whose digest is {noted} ({what}_digest) in '{path}', found another; put the former "
             f"one back, or train a new run without {what}_digest"
-        )
-
-
-def _check_written_for(backend: str, path: Path) -> None:
-    """Raises UserError where a file imports the other backend's host and not this one's."""
-    try:
-        tree = ast.parse(path.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return  # `load_program` says what is wrong
-    imports = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
-    imports += [node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
-    hosts, other = {name.partition(".")[0] for name in imports}, {"numpyro": "pyro", "pyro": "numpyro"}[backend]
-    if other in hosts and backend not in hosts:
-        raise UserError(
-            f"expected a program for backend '{backend}' in '{path}', found that it imports {other}; give --backend "
-            f"{other}"
         )
 
 

@@ -6,10 +6,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from ppl_tvae.assembly import assemble, data_of, naming_the_program, renderer, resolved_for
+from ppl_tvae.assembly import assemble, data_of, renderer, resolved_for
 from ppl_tvae.config import Experiment
 from ppl_tvae.errors import UserError
 from ppl_tvae.files import write
+from ppl_tvae.own_program import naming_the_program
 from ppl_tvae.program import Program
 from ppl_tvae.tables import aligned
 

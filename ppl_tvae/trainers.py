@@ -8,7 +8,7 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from ppl_tvae.assembly import assemble, data_of, naming_the_program, renderer
+from ppl_tvae.assembly import assemble, data_of, renderer
 from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.errors import UserError
@@ -16,6 +16,7 @@ from ppl_tvae.inference.interfaces import Trainer
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization
 from ppl_tvae.models.initial import shared_draws
+from ppl_tvae.own_program import naming_the_program
 
 
 @contextmanager

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ppl_tvae.assembly import data_of, naming_the_program, resolved_for
+from ppl_tvae.assembly import data_of, resolved_for
 from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.errors import Diverged, UserError
 from ppl_tvae.inference.interfaces import Trainer
 from ppl_tvae.loop import Loop, run_to_end
+from ppl_tvae.own_program import naming_the_program
 from ppl_tvae.runs import Checkpoint, Run, check_new, create_run, open_run
 from ppl_tvae.trainers import optimization_of, trainer_of
 

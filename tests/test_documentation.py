@@ -18,7 +18,7 @@ import torch
 import ppl_tvae
 from ppl_tvae import arguments as command_line
 from ppl_tvae import catalogue, cli, data
-from ppl_tvae.assembly import assemble, lattice_of, load_program
+from ppl_tvae.assembly import assemble, lattice_of
 from ppl_tvae.config import Experiment
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
 from ppl_tvae.inference.pyro.device import on_device as on_torch
@@ -27,6 +27,7 @@ from ppl_tvae.models.numpyro import likelihoods as numpyro_likelihoods
 from ppl_tvae.models.numpyro import networks as numpyro_networks
 from ppl_tvae.models.pyro import likelihoods as pyro_likelihoods
 from ppl_tvae.models.pyro import networks as pyro_networks
+from ppl_tvae.own_program import load_program
 from ppl_tvae.program import Program
 from tests.documents import DOCUMENTS, README, ROOT, blocks, command_lines, commands
 from tests.small import FRAME, random_latents, random_parameters, small_experiment, small_frames

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 import ppl_tvae
-from ppl_tvae.assembly import load_program
 from ppl_tvae.inference.numpyro import checks as numpyro_checks
 from ppl_tvae.inference.numpyro import importance as numpyro_importance
 from ppl_tvae.inference.numpyro import tracing as numpyro_tracing
@@ -24,6 +23,7 @@ from ppl_tvae.inference.pyro import importance as pyro_importance
 from ppl_tvae.inference.pyro import tracing as pyro_tracing
 from ppl_tvae.inference.pyro.device import on_device as on_torch
 from ppl_tvae.models.initial import shared_draws
+from ppl_tvae.own_program import load_program
 from tests.conftest import STANDARD_ERRORS
 from tests.documents import ROOT
 from tests.weights import numpyro_log_weights_at, pyro_log_weights_at

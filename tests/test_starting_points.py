@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from ppl_tvae import cli
-from ppl_tvae.assembly import assemble, load_program
+from ppl_tvae.assembly import assemble
 from ppl_tvae.catalogue import MODELS
 from ppl_tvae.config import Experiment
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
 from ppl_tvae.inference.pyro.device import on_device as on_torch
+from ppl_tvae.own_program import load_program
 from ppl_tvae.runs import open_run
 from ppl_tvae.starting_points import starting_point, write_starting_point
 from tests.small import random_latents, random_parameters, small_frames

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from ppl_tvae import Experiment, cli
-from ppl_tvae.assembly import assemble, naming_the_program
+from ppl_tvae.assembly import assemble
+from ppl_tvae.own_program import naming_the_program
 from ppl_tvae.runs import open_run
 
 PROGRAM = '''
