@@ -195,28 +195,34 @@ def _check_fixed(part: str, sites: Trace, again: Trace) -> None:
 
 
 def _check_apart(part: str, function: Any, key: jax.Array, frames: jax.Array, sites: Trace) -> None:
-    """What a sequence's log p(x, z) and log q(z | x) are must not depend on the others of its batch, nor on chance.
+    """What a sequence's log p(x, z) and log q(z | x) are must not depend on the others of its batch.
 
-    sites: of the part, at draws from the guide, with another key. They are replaced by copies of the first one, whose
+    sites: of the part, at draws from the guide. They are replaced by copies of the first one, whose
     own must stay what it was, and of the last one; of copies each is as the others, wherever it stands; and among half
     as many each is as before.
     """
 
-    def among(places: jax.Array) -> jax.Array:
-        latents = {
-            name: jnp.take(site["value"], places, plate_axis(site)) for name, site in latent_sites(sites).items()
-        }
-        return log_joint(replayed(function, _parameters(sites), key, frames[places], as_trace(latents)))
+    parameters, latents = _parameters(sites), {name: site["value"] for name, site in latent_sites(sites).items()}
+    axes = {name: plate_axis(site) for name, site in latent_sites(sites).items()}
 
-    size, among_others = len(frames), log_joint(sites)
+    @jax.jit  # for each number of places, in which each operation would else be compiled by itself
+    def of(places: jax.Array, frames: jax.Array, latents: dict[str, jax.Array], parameters: dict[str, Any]) -> Any:
+        chosen = {name: jnp.take(value, places, axes[name]) for name, value in latents.items()}
+        return log_joint(replayed(function, parameters, key, frames[places], as_trace(chosen)))
+
+    def among(places: np.ndarray) -> np.ndarray:
+        return np.asarray(of(places, frames, latents, parameters))
+
+    size = len(frames)
+    among_others = among(np.arange(size))
     for own, place in ((0, "first"), (size - 1, "last")):
-        among_copies = among(jnp.full(size, own))
-        stays = jnp.isclose(among_copies[own], among_others[own], rtol=_ROUNDING)
-        if not stays or not jnp.allclose(among_copies, among_copies[own], rtol=_ROUNDING_BY_PLACE):
-            other = among_copies[jnp.argmax(jnp.abs(among_copies - among_others[own]))]
+        among_copies = among(np.full(size, own))
+        stays = np.isclose(among_copies[own], among_others[own], rtol=_ROUNDING)
+        if not stays or not np.allclose(among_copies, among_copies[own], rtol=_ROUNDING_BY_PLACE):
+            other = among_copies[np.argmax(np.abs(among_copies - among_others[own]))]
             raise depends_on_others(part, f"the {place} one", among_others[own], other, "among its own copies")
-    among_fewer = among(jnp.arange(size // 2))
-    if not jnp.allclose(among_fewer, among_others[: size // 2], rtol=_ROUNDING_BY_PLACE):
+    among_fewer = among(np.arange(size // 2))
+    if not np.allclose(among_fewer, among_others[: size // 2], rtol=_ROUNDING_BY_PLACE):
         raise depends_on_others(part, "the first one", among_others[0], among_fewer[0], "among half as many")
 
 
