@@ -120,30 +120,32 @@ def capsule_correlation(estimated: Any, true: Any) -> Any:
     return _pearson(xp.sum(a * b, axis=0), xp.sum(a * a, axis=0), xp.sum(b * b, axis=0))
 
 
-def capsule_correlation_standard_error(estimated: Any, true: Any) -> Any:
+def capsule_correlation_standard_error(estimated: Any, true: Any, num_draws: int = 1) -> Any:
     """Standard error of `capsule_correlation` by the jackknife over sequences; same arguments, same shape.
 
     sqrt((B - 1) / B * sum over i of (r_i - mean r)**2), r_i the correlation without sequence i (Efron & Stein 1981).
+    num_draws: where there are several codes of each of B sequences, one after the other, (B * num_draws, ...): they
+    have the true offset in common, and are left out together.
     """
-    return _jackknife(_correlations_without_each(estimated, true))
+    return _jackknife(_correlations_without_each(estimated, true, num_draws))
 
 
-def mean_capsule_correlation_standard_error(estimated: Any, true: Any) -> Any:
-    """Jackknife standard error of the mean over capsules of `capsule_correlation`: (B, C), (B,) -> ().
+def mean_capsule_correlation_standard_error(estimated: Any, true: Any, num_draws: int = 1) -> Any:
+    """Jackknife standard error of the mean over capsules of `capsule_correlation`: (B * num_draws, C), ... -> ().
 
     Capsules see the same sequences, so their correlations do not err independently; their mean is jackknifed as one.
     """
-    without = _correlations_without_each(estimated, true)
+    without = _correlations_without_each(estimated, true, num_draws)
     return _jackknife(array_namespace(without).mean(without, axis=1))
 
 
-def _correlations_without_each(estimated: Any, true: Any) -> Any:
+def _correlations_without_each(estimated: Any, true: Any, num_draws: int) -> Any:
     """`capsule_correlation` without each sequence in turn: (B,) or (B, C)."""
-    _check_offsets(estimated, true, at_least=3)
+    _check_offsets(estimated, true, at_least=3 * num_draws)
     xp = array_namespace(estimated, true)
     a, b = _deviations(estimated), _deviations(true)
     b = xp.reshape(b, (-1,) + (1,) * (a.ndim - 1))
-    return _pearson(_left_out(a, b), _left_out_squares(a), _left_out_squares(b))
+    return _pearson(_left_out(a, b, num_draws), _left_out_squares(a, num_draws), _left_out_squares(b, num_draws))
 
 
 def _jackknife(without: Any) -> Any:
@@ -195,20 +197,24 @@ def _pearson(products: Any, squares: Any, other_squares: Any) -> Any:
     return xp.where(scale == 0, 0.0, products / xp.where(scale == 0, 1.0, scale))
 
 
-def _left_out(a: Any, b: Any) -> Any:
+def _left_out(a: Any, b: Any, num_draws: int) -> Any:
     """Sums of a*b without each sequence in turn, about the mean of the others; a and b deviations from the whole mean.
 
     In closed form: B correlations of B sequences each would take a minute at 10,000 sequences.
     """
-    batch = a.shape[0]
-    products = a * b
-    return array_namespace(a).sum(products, axis=0) - products * (batch / (batch - 1))
+    xp = array_namespace(a, b)
+    products, others = a * b, a.shape[0] - num_draws
+
+    def of_sequence(values: Any) -> Any:
+        return xp.sum(xp.reshape(values, (-1, num_draws, *values.shape[1:])), axis=1)
+
+    return xp.sum(products, axis=0) - of_sequence(products) - of_sequence(a) * of_sequence(b) / others
 
 
-def _left_out_squares(a: Any) -> Any:
+def _left_out_squares(a: Any, num_draws: int) -> Any:
     """`_left_out(a, a)`, zero where rounding is all that is left: without the only sequence that differed."""
     xp = array_namespace(a)
-    left = _left_out(a, a)
+    left = _left_out(a, a, num_draws)
     rounding = a.shape[0] * xp.finfo(a.dtype).eps * xp.sum(a * a, axis=0)
     return xp.where(left <= rounding, 0.0, left)
 

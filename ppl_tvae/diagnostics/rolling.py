@@ -135,16 +135,17 @@ def _correlations(estimated: np.ndarray, true: np.ndarray, ending: str) -> dict[
     names = (f"capsule_correlation_pooled{ending}", f"capsule_correlation_per_capsule{ending}")
     if len(true) < 3:
         return {name: {"value": None, "standard_error": None} for name in names}
-    true, estimated = np.repeat(true, estimated.shape[1]), np.concatenate(estimated)
+    draws = estimated.shape[1]
+    true, estimated = np.repeat(true, draws), np.concatenate(estimated)
     pooled = equivariance.pooled_offset(estimated, int(estimated.max()) + 1)
     values = (
         (
             equivariance.capsule_correlation(pooled, true),
-            equivariance.capsule_correlation_standard_error(pooled, true),
+            equivariance.capsule_correlation_standard_error(pooled, true, draws),
         ),
         (
             equivariance.capsule_correlation(estimated, true).mean(),
-            equivariance.mean_capsule_correlation_standard_error(estimated, true),
+            equivariance.mean_capsule_correlation_standard_error(estimated, true, draws),
         ),
     )
     pairs = zip(names, values, strict=True)

@@ -232,6 +232,21 @@ def test_standard_error_is_the_jackknife_by_loops(make):
     np.testing.assert_allclose(found, np.sqrt(39 * left_out.mean(axis=1).var()), rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", LIBRARIES)
+def test_several_codes_of_a_sequence_are_left_out_together(make):
+    """Their errors are not independent: they have the true offset in common."""
+    rng = np.random.default_rng(6)
+    true = np.repeat(rng.integers(0, 15, 12), 5)
+    estimated = np.where(rng.random((60, 2)) < 0.5, true[:, None], rng.integers(0, 15, (60, 2)))
+    estimated[:, 1] = 14 * (np.arange(60) // 5 == 7) * (np.arange(60) % 5 > 2)  # without this sequence a constant
+    rest = [np.arange(60) // 5 != i for i in range(12)]
+    left_out = np.stack([capsule_correlation(estimated[keep], true[keep]) for keep in rest])
+    found = capsule_correlation_standard_error(make(estimated), make(true), 5)
+    np.testing.assert_allclose(found, np.sqrt(11 * left_out.var(axis=0)), rtol=1e-4, atol=1e-7)
+    found = mean_capsule_correlation_standard_error(make(estimated), make(true), 5)
+    np.testing.assert_allclose(found, np.sqrt(11 * left_out.mean(axis=1).var()), rtol=1e-4)
+
+
 @pytest.mark.parametrize("make", LIBRARIES[1:])
 def test_libraries_agree(make):
     capsules = noise(5, 6, 4, 7).astype(np.float32) + 1

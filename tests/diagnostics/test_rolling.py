@@ -171,13 +171,16 @@ def test_the_prior_is_measured_at_the_same_times(records):
     found = capsule_correlation(np.concatenate(rolls.offsets_of_prior[own]), np.repeat(rolls.true_offsets[own], draws))
     assert abs(found).max() < STANDARD_ERRORS / (draws * count) ** 0.5
     assert by_name["rotation"]["capsule_correlation_per_capsule_of_prior"]["value"] < 0.6
-    known = plan.transform == 0
-    by_hand = capsule_correlation(
-        np.concatenate(rolls.offsets_of_prior[known]), np.repeat(rolls.true_offsets[known], draws)
-    )
+    known = np.flatnonzero(plan.transform == 0)
+
+    def by_hand(places):
+        true = np.repeat(rolls.true_offsets[places], draws)
+        return capsule_correlation(np.concatenate(rolls.offsets_of_prior[places]), true).mean()
+
     measured = by_name["rotation"]["capsule_correlation_per_capsule_of_prior"]
-    assert measured["value"] == pytest.approx(by_hand.mean())
-    assert 0 < measured["standard_error"] < 2 / (draws * known.sum()) ** 0.5
+    assert measured["value"] == pytest.approx(by_hand(known))
+    left_out = [by_hand(known[known != place]) for place in known]  # a sequence with all of its codes
+    assert measured["standard_error"] == pytest.approx(((len(known) - 1) * np.var(left_out)) ** 0.5, rel=1e-3)
     assert (rolls.offsets_of_prior[rolls.true_offsets == 0] == 0).all()
 
 
