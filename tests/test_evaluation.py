@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from arviz_stats.base import array_stats
 from scipy.special import logsumexp
 
 import ppl_tvae
@@ -480,6 +481,23 @@ def test_khat_and_its_verdict():
     with_nan = rng.standard_normal((50, 4))
     with_nan[3, 0] = np.nan
     assert "no k-hat for 25% of sequences" in reliability.verdict(reliability.khat(with_nan), sizes, 50)
+
+
+@pytest.mark.parametrize("num_particles", [25, 26, 99, 101, 224, 225, 226, 1000, 1001])
+def test_ties_anywhere_are_looked_for_where_the_tail_is_fitted(num_particles):
+    """arviz-stats refuses a tail of ties, and fits nonsense where its lower quartile ties with its cut."""
+    tail = reliability._largest_that_are_fitted(num_particles)
+    assert tail == array_stats._get_ps_tails(num_particles, 1.0, "right")
+    draws = np.sort(np.random.default_rng(num_particles).standard_normal((num_particles, 3)), axis=0)
+    draws[-tail:, 0] = 4.0  # all of the tail
+    draws[-tail - 1 : -tail + int(tail / 4 + 0.5), 1] = draws[-tail - 1, 1]  # its lower quartile and the cut
+    draws[-1, 1] = 99.0
+    found = reliability.khat(draws)
+    assert found[0] == -np.inf
+    assert found[1] == np.inf
+    assert np.isfinite(found[2])
+    nearly_exact = np.float32(-5000 + 2e-4 * np.random.default_rng(1).standard_normal((num_particles, 500)))
+    assert not np.isnan(reliability.khat(nearly_exact)).any()
 
 
 def test_own_data_are_the_same_wherever_they_lie(tmp_path, monkeypatch):

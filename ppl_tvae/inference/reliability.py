@@ -27,7 +27,7 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
     if log_weights.shape[0] < FEWEST_DRAWS:
         return np.full(log_weights.shape[1], np.nan)
     values = []
-    tail = math.ceil(min(0.2 * len(log_weights), 3 * math.sqrt(len(log_weights))))  # what is fitted
+    tail = _largest_that_are_fitted(len(log_weights))
     for of_sequence in np.asarray(log_weights, np.float64).T:
         largest = np.sort(of_sequence)[-tail - 1 :]  # one that is not a number is the last
         if not np.isfinite(largest[-1]):
@@ -50,6 +50,11 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
             # it takes log-likelihoods, whose importance weights in leave-one-out are their inverse: hence the sign
             values.append(float(array_stats.psislw(-of_sequence)[1]))
     return np.asarray(values)
+
+
+def _largest_that_are_fitted(num_particles: int) -> int:
+    """As arviz-stats counts them: rounded down, and by the square root above 225 draws."""
+    return num_particles // 5 if num_particles <= 225 else math.floor(3 * math.sqrt(num_particles))
 
 
 def rounded(khat: float) -> float | str | None:
