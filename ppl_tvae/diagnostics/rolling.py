@@ -35,8 +35,9 @@ _BY_TRANSFORM = (
 
 class Rolls(NamedTuple):
     """Of B sequences: the metrics of `EQUIVARIANCE` by name, each (B,); and of those whose moving factor comes to its
-    first value (B,) bool: the time at which it first does (B,), the capsules' estimated rolls up to it (B, C), and
-    those of codes drawn from the prior, which have seen no frames (B, draws, C)."""
+    first value (B,) bool: the roll that takes a perfect code there, the time at which it first does, modulo D (B,);
+    the capsules' estimated rolls up to then (B, C); and those of codes drawn from the prior, which have seen no frames
+    (B, draws, C)."""
 
     metrics: dict[str, np.ndarray]
     reaches: np.ndarray
@@ -62,7 +63,8 @@ def measured(ready: Evaluator, data: SequenceData, batches: Iterable[tuple[int, 
         metrics = _errors_of_codes(t, of_prior) | _errors_of_images(ready, t, ready.frames(part), mean_frame, rng)
         reaches, times = first_value_times(moving_indices(data, part))
         own, *others = (equivariance.estimated_offsets(code, np.zeros_like(times), times) for code in (t, *of_prior))
-        measures.append(Rolls(metrics, reaches, times, own, np.stack(others, axis=1)))
+        # A code that rolls by a position a frame is back where it was after D of them.
+        measures.append(Rolls(metrics, reaches, times % t.shape[3], own, np.stack(others, axis=1)))
     metrics = {name: np.concatenate([each.metrics[name] for each in measures]) for name in EQUIVARIANCE}
     return Rolls(metrics, *(np.concatenate(values) for values in zip(*(each[1:] for each in measures), strict=True)))
 
@@ -79,9 +81,9 @@ def first_value_times(indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
     The first time, whatever the capsules say: the authors' released code takes, of several, the one that agrees best
     with the estimate, which is optimistic. It also counts the other way: the truth is the phase, the estimate the roll
-    from this frame back to the first (`first` and `other` of `estimated_offsets` exchanged). Where there are D values a
-    perfect code has a CapCorr of 1 by both counts; of another code the two differ a little, since the order of all
-    offsets but 0 is reversed. Time 0 for a sequence that never comes there.
+    from this frame back to the first (`first` and `other` of `estimated_offsets` exchanged). Where D = S a perfect code
+    has a CapCorr of 1 by both counts; of another code the two differ a little, since the order of all offsets but 0 is
+    reversed. Time 0 for a sequence that never comes there.
     """
     at_first = indices == 0
     return at_first.any(axis=1), at_first.argmax(axis=1)

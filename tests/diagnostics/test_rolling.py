@@ -156,6 +156,22 @@ def test_the_pooled_roll_is_that_of_most_capsules():
         assert record["capsule_correlation_per_capsule"]["value"] < 0.9
 
 
+@pytest.mark.parametrize("positions", [3, 4, 9])
+def test_a_code_that_rolls_has_a_correlation_of_one_whatever_its_positions(positions):
+    class Rolling(Evaluator):
+        def latents(self, plan, batch_index):
+            start = np.random.default_rng(4).normal(size=(len(plan.image), C, positions))
+            return {"t": np.stack([np.roll(start, s, axis=-1) for s in range(S)], axis=1)}
+
+        def prior(self, plan, batch_index):
+            return SimpleNamespace(sites={"t": self.latents(plan, batch_index)["t"][None]})
+
+    plan = a_plan(60)
+    for record in rolling.by_transform(rolling.measured(Rolling(), DATA, [(0, plan)], seed=0), DATA, plan):
+        for kind in ("pooled", "per_capsule", "pooled_of_prior"):
+            assert record[f"capsule_correlation_{kind}"]["value"] == pytest.approx(1)
+
+
 @pytest.mark.parametrize(("count", "known"), [(2, False), (3, True)])
 def test_the_fewest_sequences_that_say_anything(count, known):
     plan = a_plan(count)._replace(transform=np.zeros(count, np.int32), phase=np.arange(count, dtype=np.int32))
