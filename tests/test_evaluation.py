@@ -475,6 +475,10 @@ def test_khat_and_its_verdict():
     assert np.isfinite(reliability.khat(at_the_cut)).all()
     assert np.isnan(reliability.khat(rng.standard_normal((24, 2)))).all()
     assert np.isfinite(reliability.khat(rng.standard_normal((25, 2)))).all()
+    for num_particles, limit in ((25, 0.28466), (100, 0.5), (1000, 2 / 3), (2154, 0.69999), (4000, 0.7)):
+        assert reliability.khat_limit(num_particles) == pytest.approx(limit, abs=1e-5)
+        for above, words in ((-1e-4, "reliable"), (1e-4, "unreliable")):
+            assert reliability.verdict(np.full(4, limit + above), sizes, num_particles).startswith(words)
     for bad, words in ((1, "reliable"), (2, "doubtful"), (10, "doubtful"), (11, "unreliable")):  # of twenty
         khats = np.where(np.arange(20) < bad, 0.71, 0.69)
         assert reliability.verdict(khats, np.full(20, 10.0), n).startswith(words)

@@ -174,7 +174,7 @@ def test_charts_of_a_diagnosis_are_saved_with_the_figures(run, capsys):
 
 def test_charts_take_what_can_be_found(tmp_path):
     for name, khats in {"all": [0.2, 0.9, np.inf, -np.inf], "good": [0.1], "infinite": [np.inf]}.items():
-        (tmp_path / f"{name}.png").write_bytes(khat_chart(khats))
+        (tmp_path / f"{name}.png").write_bytes(khat_chart(khats, 100))
         assert is_drawn(tmp_path / f"{name}.png")
     assert diagnosis_charts({}) == {}
     assert diagnosis_charts({"posterior": {"khat": [None, "inf"]}}) == {}

@@ -159,9 +159,16 @@ def _means(in_errors: np.ndarray, beyond: float) -> str:
 
 def _scales(ratio: np.ndarray, error: np.ndarray) -> str:
     typical = float(np.median(ratio))
-    if typical > 0 and abs(np.log(typical)) < max(np.log(_FACTOR), 2 * float(np.median(error))):
+    if typical <= 0 or abs(np.log(typical)) >= max(np.log(_FACTOR), 2 * float(np.median(error))):
+        return f"the guide is too {'narrow' if typical < 1 else 'wide'}: {typical:.2g} times the scale of MCMC (median)"
+    logarithms, noise = np.log(np.maximum(ratio, np.finfo(np.float64).tiny)), float(np.mean(error**2))
+    apart = float(np.sqrt(max(0.0, np.mean((logarithms - np.log(typical)) ** 2) - noise)))
+    if apart < max(np.log(_FACTOR), np.sqrt(noise)):
         return "scales agree within noise or a tenth"
-    return f"the guide is too {'narrow' if typical < 1 else 'wide'}: {typical:.2g} times the scale of MCMC (median)"
+    return (
+        f"the guide is too narrow in some cells and too wide in others, by a factor of {np.exp(apart):.2g} (root mean "
+        f"square of logarithms, noise taken away)"
+    )
 
 
 def _rounded(values: np.ndarray, digits: int) -> list[float | str]:

@@ -155,7 +155,7 @@ def diagnosis_charts(found: dict[str, Any]) -> dict[str, bytes]:
     charts = {}
     khats = [np.nan if value is None else float(value) for value in found.get("posterior", {}).get("khat", [])]
     if not np.isnan(khats).any() and khats:
-        charts["khat"] = khat_chart(khats)
+        charts["khat"] = khat_chart(khats, found["posterior"]["num_draws"])
     if ranks := found.get("calibration"):
         charts["calibration"] = calibration_chart(
             {name: calibration(np.asarray(own["ranks"])) for name, own in ranks.items()}

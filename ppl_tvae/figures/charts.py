@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ppl_tvae.diagnostics.calibration import Calibration
-from ppl_tvae.inference.reliability import KHAT_LIMIT
+from ppl_tvae.inference.reliability import khat_limit
 
 # Okabe & Ito's colours, darkest contrasts first.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -67,20 +67,20 @@ def calibration_chart(calibrations: Mapping[str, Calibration]) -> bytes:
     return png(figure)
 
 
-def khat_chart(khats: Sequence[float]) -> bytes:
-    """A PNG: Pareto k-hat of each sequence's importance weights, with the limit; arrows where it is infinite."""
+def khat_chart(khats: Sequence[float], num_draws: int) -> bytes:
+    """A PNG: Pareto k-hat of each sequence's weights, with the limit for so many draws; arrows where it is infinite."""
     figure, axes = _axes(5.6, 3.0)
-    places = range(len(khats))
+    places, limit = range(len(khats)), khat_limit(num_draws)
     finite = [value for value in khats if math.isfinite(value)]
     low, high = min([0.0, *finite]), max([1.0, *finite])
     low, high = low - 0.08 * (high - low), high + 0.08 * (high - low)
     for below, colour, label in ((True, COLOURS[0], "usable"), (False, COLOURS[1], "not usable")):
-        points = [(place, value) for place, value in zip(places, khats, strict=True) if (value <= KHAT_LIMIT) == below]
+        points = [(place, value) for place, value in zip(places, khats, strict=True) if (value <= limit) == below]
         inside = [(place, value) for place, value in points if math.isfinite(value)]
         outside = [(place, high if value > 0 else low) for place, value in points if math.isinf(value)]
         axes.plot(*_columns(inside), "o", color=colour, markersize=5, label=label if points else None)
         axes.plot(*_columns(outside), "v" if below else "^", color=colour, markersize=8)
-    axes.axhline(KHAT_LIMIT, color="#555555", linestyle="--", linewidth=1, label=f"limit, {KHAT_LIMIT}")
+    axes.axhline(limit, color="#555555", linestyle="--", linewidth=1, label=f"limit, {limit:.2g}")
     axes.set_ylim(low, high)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("sequence, in the order of posterior.nc")

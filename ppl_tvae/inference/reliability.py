@@ -7,8 +7,6 @@ import numpy as np
 
 from ppl_tvae.inference.bounds import effective_sample_size
 
-# Vehtari, Simpson, Gelman, Yao & Gabry 2024 (JMLR 25), section 3.2.4: above 0.7 no practical number of draws suffices.
-KHAT_LIMIT = 0.7
 FEWEST_DRAWS = 25
 _UNDERFLOW = 700.0  # nats below the largest weight
 
@@ -16,11 +14,11 @@ _UNDERFLOW = 700.0  # nats below the largest weight
 def khat(log_weights: np.ndarray) -> np.ndarray:
     """Shape of the generalised Pareto fitted to the largest weights, (num_particles, batch) -> (batch,).
 
-    Below 0.5 the weights have a variance, below 0.7 the estimate is usable, above 1 they have no mean to estimate from
-    so few draws. -inf where the largest weights are equal (a perfect guide), inf where they lie so far apart that all
-    but the first are zero as floating-point numbers, nan below 25 draws and where the largest is not finite. Where most
-    are equal and a few are larger there is no tail to fit: then inf if those few carry the estimate (fewer effective
-    draws than a fit would take), else -inf. Through arviz-stats.
+    Below 0.5 the weights have a variance, below `khat_limit` the estimate is usable, above 1 they have no mean to
+    estimate from so few draws. -inf where the largest weights are equal (a perfect guide), inf where they lie so far
+    apart that all but the first are zero as floating-point numbers, nan below 25 draws and where the largest is not
+    finite. Where most are equal and a few are larger there is no tail to fit: then inf if those few carry the estimate
+    (fewer effective draws than a fit would take), else -inf. Through arviz-stats.
     """
     from arviz_stats.base import array_stats
 
@@ -52,6 +50,14 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
     return np.asarray(values)
 
 
+def khat_limit(num_particles: int) -> float:
+    """min(1 - 1/log10 K, 0.7): above it K draws do not suffice, above 0.7 no practical number of them.
+
+    Vehtari, Simpson, Gelman, Yao & Gabry 2024 (JMLR 25), section 3.2.4. 0.5 at 100 draws, 0.7 from 2,155 on.
+    """
+    return min(1 - 1 / math.log10(num_particles), 0.7)
+
+
 def _largest_that_are_fitted(num_particles: int) -> int:
     """As arviz-stats counts them: rounded down, and by the square root above 225 draws."""
     return num_particles // 5 if num_particles <= 225 else math.floor(3 * math.sqrt(num_particles))
@@ -70,9 +76,9 @@ def verdict(khats: np.ndarray, effective_sample_sizes: np.ndarray, num_particles
         return f"too few draws to judge ({num_particles}; at least {FEWEST_DRAWS} are needed for k-hat)"
     if (unknown := np.isnan(khats)).any():
         return f"unreliable: no k-hat for {np.mean(unknown):.0%} of sequences, whose weights are not all finite"
-    bad = float(np.mean(khats > KHAT_LIMIT))
-    size = float(np.median(effective_sample_sizes))
-    share = f"k-hat above {KHAT_LIMIT} for {bad:.0%} of sequences"
+    limit = khat_limit(num_particles)
+    bad, size = float(np.mean(khats > limit)), float(np.median(effective_sample_sizes))
+    share = f"k-hat above {limit:.2g} for {bad:.0%} of sequences"
     found = f"{share}, median effective sample size {size:.1f} of {num_particles}"
     if bad <= 0.05:
         return f"reliable: {found}"

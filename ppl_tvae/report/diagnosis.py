@@ -9,7 +9,7 @@ from ppl_tvae.diagnostics.calibration import PROBABILITY, calibration
 from ppl_tvae.diagnostics.convergence import NOT_BELIEVABLE
 from ppl_tvae.diagnostics.predictive import EXTREME, FEWEST_DRAWS
 from ppl_tvae.figures import diagnosis_charts
-from ppl_tvae.inference.reliability import KHAT_LIMIT
+from ppl_tvae.inference.reliability import khat_limit
 from ppl_tvae.report.page import Picture, Section, Table, Warning, with_error
 from ppl_tvae.runs import Run
 
@@ -83,9 +83,11 @@ def predictive_warnings(run: Run) -> list[str]:
 def _weights(found: Mapping[str, Any], charts: Mapping[str, bytes]) -> list[Any]:
     if "khat" not in charts:
         return []
+    num_draws = found["num_draws"]
     caption = (
-        f"Pareto k-hat of the importance weights of {found['num_draws']} draws of the guide, one point a sequence. "
-        f"Above {KHAT_LIMIT} no practical number of draws makes them draws of the posterior by reweighting."
+        f"Pareto k-hat of the importance weights of {num_draws} draws of the guide, one point a sequence. Above "
+        f"{khat_limit(num_draws):.2g} so few do not become draws of the posterior by reweighting, above 0.7 no "
+        f"practical number does."
     )
     return [Picture(charts["khat"], caption), found["verdict"]]
 
