@@ -122,7 +122,7 @@ def _save(asked: Asked, tree: "xr.DataTree", found: dict[str, Any]) -> None:
 
 def _of_posterior(tree: "xr.DataTree", transforms: Sequence[str]) -> dict[str, Any]:
     """The settings of a tree, and whether its draws can stand for the posterior of each sequence."""
-    stats, num_draws = tree["sample_stats"].to_dataset(), tree["posterior"].sizes["draw"]
+    stats, num_draws = tree["sequence_stats"].to_dataset(), tree["posterior"].sizes["draw"]
     khats, sizes = stats["khat"].values, stats["effective_sample_size"].values
     return {
         "num_sequences": len(khats),

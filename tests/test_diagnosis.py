@@ -24,8 +24,8 @@ from ppl_tvae.runs import open_run
 from tests.small_runs import BACKENDS, files_in, small_training
 
 GROUPS = {
-    "posterior", "posterior_predictive", "log_likelihood", "log_prior", "sample_stats", "prior", "prior_predictive",
-    "observed_data",
+    "posterior", "posterior_predictive", "log_likelihood", "log_prior", "sample_stats", "sequence_stats", "prior",
+    "prior_predictive", "observed_data",
 }  # fmt: skip
 
 
@@ -171,8 +171,8 @@ def test_numbers_are_those_of_the_program(run):
     np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-3)
     normalised = np.exp(weights - weights.max(axis=0)) / np.exp(weights - weights.max(axis=0)).sum(axis=0)
     sizes = 1 / (normalised**2).sum(axis=0)
-    np.testing.assert_allclose(tree["sample_stats"]["effective_sample_size"], sizes, rtol=1e-3)
-    assert np.isfinite(tree["sample_stats"]["khat"]).all()
+    np.testing.assert_allclose(tree["sequence_stats"]["effective_sample_size"], sizes, rtol=1e-3)
+    assert np.isfinite(tree["sequence_stats"]["khat"]).all()
 
 
 def test_prior_is_the_priors_and_nobody_elses(run):

@@ -17,16 +17,16 @@ from ppl_tvae.program import CELL_DIMS, FRAME_DIMS
 def datatree(
     posterior: Draw, prior: Draw, observed: np.ndarray, about: Mapping[str, np.ndarray], attrs: Mapping[str, Any]
 ) -> xr.DataTree:
-    """The groups posterior, posterior_predictive, log_likelihood, log_prior, sample_stats, prior, prior_predictive and
-    observed_data.
+    """The groups posterior, posterior_predictive, log_likelihood, log_prior, sample_stats, sequence_stats, prior,
+    prior_predictive and observed_data.
 
     posterior, prior: draws with leading axes (draw, sequence), all of them one chain. observed: frames (sequence, time,
     height, width, channel). about: coordinates along the sequences, by the names ABOUT. attrs: of every group.
     The dimensions of a latent of event shape (S, C, D), that of t, are time, capsule and position; of another latent
     they are numbered. log_likelihood is log p(x | latents) of a whole sequence, log_prior log p(latent) of each latent,
-    at the draws from the guide; sample_stats has the log importance weights of the draws, and of each sequence their
-    Pareto k-hat and effective sample size. Nats. Raises UserError where a site has the name of a dimension or
-    coordinate.
+    at the draws from the guide; sample_stats has the log importance weights of the draws, sequence_stats of each
+    sequence their Pareto k-hat and effective sample size. Nats. Raises UserError where a site has the name of a
+    dimension or coordinate.
     """
     check_site_names(posterior.sites)
     dims = _dims_of(posterior.sites, observed.shape[1])
@@ -42,17 +42,16 @@ def datatree(
         return named({name: np.asarray(value)[None] for name, value in values.items()}, names, ("chain", "draw"))
 
     of_priors: dict[Any, Sequence[Any]] = {name: ["sequence"] for name in posterior.log_prior}
-    stats = drawn({"log_weight": posterior.log_weights}, of_sequences)
     weights = np.asarray(posterior.log_weights, np.float64)
-    stats["khat"] = ("sequence", reliability.khat(weights))
-    stats["effective_sample_size"] = ("sequence", bounds.effective_sample_size(weights))
+    of_weights = {"khat": reliability.khat(weights), "effective_sample_size": bounds.effective_sample_size(weights)}
     return xr.DataTree.from_dict(
         {
             "posterior": drawn(posterior.sites, dims),
             "posterior_predictive": drawn({"x": posterior.frames}, frames),
             "log_likelihood": drawn({"x": posterior.log_likelihood}, of_sequences),
             "log_prior": drawn(posterior.log_prior, of_priors),
-            "sample_stats": stats,
+            "sample_stats": drawn({"log_weight": posterior.log_weights}, of_sequences),
+            "sequence_stats": named(of_weights, {name: ["sequence"] for name in of_weights}, ()),
             "prior": drawn(prior.sites, dims),
             "prior_predictive": drawn({"x": prior.frames}, frames),
             "observed_data": named({"x": observed}, frames, ()),

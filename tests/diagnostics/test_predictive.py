@@ -47,6 +47,14 @@ def test_numbers_are_means_over_sequences():
     assert record["p_value"] == pytest.approx((above + ties / 2 + 0.5) / (NUM_DRAWS + 1), abs=1e-4)
 
 
+def test_ties_are_ties_in_single_precision_too():
+    """Zeros and ones have few means, and sums in single precision differ beyond the seventh digit."""
+    tree = frames_tree(np.random.default_rng(7))
+    exact = predictive_checks(tree)
+    single = {name: xr.DataTree(child.to_dataset().astype(np.float32)) for name, child in tree.children.items()}
+    assert predictive_checks(xr.DataTree(children=single)) == exact
+
+
 def test_chains_count_one_after_the_other():
     tree = frames_tree(np.random.default_rng(1), observed_level=0.52)
     together, apart = tree.copy(), tree.copy()
