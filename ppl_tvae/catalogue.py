@@ -43,6 +43,11 @@ LIKELIHOODS = {
     "normal": "grey pixels, a density: mean sigmoid(logits), one learned scale",
 }
 
+OWN_LIKELIHOODS = {
+    "own-density": "of your own program: grey pixels, a density that it writes, such as Beta",
+    "own-probability": "of your own program: grey pixels, the probability of each level, such as a Categorical's",
+}
+
 OBJECTIVES = {
     "elbo": "the evidence lower bound of each sequence, with analytic KL divergences where they exist",
     "iwae": "log of the mean of K importance weights of each sequence: tighter, but noisier for the guide as K grows",
@@ -76,7 +81,7 @@ KINDS: dict[str, dict[str, str]] = {
     "guide": GUIDES,
     "automatic guide": AUTO_GUIDES,
     "prior": PRIORS,
-    "likelihood": LIKELIHOODS,
+    "likelihood": LIKELIHOODS | OWN_LIKELIHOODS,
     "objective": OBJECTIVES,
     "optimizer": OPTIMIZERS,
     "schedule": SCHEDULES,

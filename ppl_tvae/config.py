@@ -330,6 +330,11 @@ def _check_fit(given: Experiment, resolved: Experiment) -> None:
         raise UserError(f"expected num_timesteps 1 with model 'torus' (single frames), found {resolved.num_timesteps}")
     if given.optimizer != "adam" and given.adam_epsilon != Experiment().adam_epsilon:
         raise UserError(f"expected adam_epsilon only with optimizer 'adam', found it with '{given.optimizer}'")
+    if given.program_file is None and given.likelihood in catalogue.OWN_LIKELIHOODS:
+        raise UserError(
+            f"expected the likelihood of a named model, one of {', '.join(catalogue.LIKELIHOODS)}, found "
+            f"'{given.likelihood}', which an own program writes; name one, or write a program (ppl-tvae new)"
+        )
     _check_swaps(resolved)
     _check_objective(resolved)
     _check_devices(resolved)

@@ -1,6 +1,7 @@
 """What the documentation says runs, runs: its commands, its snippets and the examples."""
 
 import re
+import runpy
 import shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ from ppl_tvae.models.pyro import likelihoods as pyro_likelihoods
 from ppl_tvae.models.pyro import networks as pyro_networks
 from ppl_tvae.own_program import load_program
 from ppl_tvae.program import Program
+from tests.conftest import STANDARD_ERRORS
 from tests.documents import DOCUMENTS, README, ROOT, blocks, command_lines, commands
 from tests.small import FRAME, random_latents, random_parameters, small_experiment, small_frames
 from tests.weights import numpyro_log_weights_at, pyro_log_weights_at
@@ -202,9 +204,24 @@ def test_editing_page_from_top_to_bottom(tmp_path, monkeypatch, capsys):
                 shutil.copyfile(*copied)
             for arguments in command_lines(content):
                 assert cli.main(shrunk(arguments)) == 0, (arguments, capsys.readouterr().err)
-    assert edits == [[1, 1]] * 3
-    runs = ppl_tvae.compare([ppl_tvae.open_run(path) for path in sorted(Path("runs").iterdir())])
-    assert len(runs.estimates) == 4
+    assert edits == [[1, 1]] * 3 + [[1, 23]]
+    runs = {path.name: ppl_tvae.open_run(path) for path in sorted(Path("runs").iterdir())}
+    with pytest.raises(ppl_tvae.UserError, match="'bernoulli' in 'laplace' and 'own-probability' in 'levels'"):
+        ppl_tvae.compare(list(runs.values()))
+    of_levels = runs.pop("levels")
+    assert len(ppl_tvae.compare(list(runs.values())).estimates) == 4
+    assert all(record["value"] < 0 for record in of_levels.evaluations())
+    levels_are_probabilities(tmp_path / "levels.py")
+
+
+def levels_are_probabilities(path):
+    """Of all levels together 1, whatever their distribution."""
+    loc, scale = np.float32([-0.3, 0.02, 0.5, 1.4]), np.float32([0.2, 0.001, 0.05, 0.3])
+    pixels, levels = runpy.run_path(str(path))["Levels"](loc, scale), np.float32(np.arange(256) / 255)[:, None]
+    masses = np.exp(pixels.log_prob(levels))
+    np.testing.assert_allclose(masses.sum(axis=0), 1, atol=1e-4)
+    drawn, means = pixels.sample(jax.random.key(0), (20000,)), (masses * levels).sum(axis=0)
+    assert abs(drawn.mean(axis=0) - means).max() < STANDARD_ERRORS * 0.5 / 20000**0.5
 
 
 # The story

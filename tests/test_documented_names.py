@@ -136,7 +136,7 @@ def test_programs_has_a_page_per_model(model):
 
 def test_readme_has_a_row_per_likelihood():
     rows = table(README, "What the numbers mean")
-    assert {row["`--likelihood`"].strip("`") for row in rows} == set(catalogue.LIKELIHOODS)
+    assert {row["`--likelihood`"].strip("`") for row in rows} == set(catalogue.KINDS["likelihood"])
 
 
 def test_architecture_names_every_file():

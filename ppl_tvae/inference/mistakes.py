@@ -113,19 +113,28 @@ def check_observes_nothing_else(site: str, in_model: Iterable[str], in_guide: It
             )
 
 
-def check_likelihood(site: str, distribution: Any, likelihood: str) -> None:
-    """Raises UserError where what a program observes is a density and is called "bernoulli", or the other way round.
+def check_likelihood(observed: Site, likelihood: str) -> None:
+    """Raises UserError where what a program observes is a density and is called a probability, or the other way round.
 
     Results bear the name, and between the two no number can be compared. "bernoulli-grey" is neither; "" says nothing.
     """
-    discrete = distribution.support.is_discrete
-    if likelihood in ("", "bernoulli-grey") or discrete == (likelihood == "bernoulli"):
+    if likelihood in ("", "bernoulli-grey"):
         return
-    raise UserError(
-        f"expected {'a density' if discrete else 'probabilities of zeros and ones'} at site '{site}' with "
-        f"likelihood '{likelihood}', found {distribution_name(distribution)}; name the likelihood that it is: "
-        f"{'bernoulli' if discrete else 'normal or continuous-bernoulli'}"
-    )
+    distribution, discrete = observed["fn"], observed["fn"].support.is_discrete
+    found, where = distribution_name(distribution), f"at site '{OBSERVED}' with likelihood '{likelihood}'"
+    if likelihood == "own-probability":
+        if (distribution.log_prob(observed["value"]) > 1e-6).any():
+            raise UserError(f"expected probabilities {where}, found {found}, a density above 1; name it own-density")
+    elif discrete and likelihood != "bernoulli":
+        raise UserError(
+            f"expected a density {where}, found {found}; name the likelihood that it is: bernoulli, or own-probability "
+            f"of grey levels"
+        )
+    elif not discrete and likelihood == "bernoulli":
+        raise UserError(
+            f"expected probabilities of zeros and ones {where}, found {found}; name the likelihood that it is: "
+            f"own-density, normal or continuous-bernoulli"
+        )
 
 
 def check_latents(guided: Mapping[str, Site], modelled: Mapping[str, Site]) -> None:

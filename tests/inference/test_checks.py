@@ -416,7 +416,7 @@ def test_running_statistics_are_refused():
 
 
 @pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("likelihood", ["normal", "continuous-bernoulli", "bernoulli-grey"])
+@pytest.mark.parametrize("likelihood", ["normal", "continuous-bernoulli", "bernoulli-grey", "own-density"])
 def test_a_density_may_be_called_one(host, likelihood):
     HOSTS[host][3](program(host), HOSTS[host][2].full(SHAPE, 0.3), likelihood)
 
@@ -427,7 +427,23 @@ def test_probabilities_called_a_density_are_refused(host):
     _, _, xp, check = HOSTS[host]
     with pytest.raises(UserError, match="a density at site 'x' with likelihood 'normal', found Bernoulli"):
         check(program(host, "support"), xp.ones(SHAPE), "normal")
+    with pytest.raises(UserError, match=r"found Bernoulli\w*; name the likelihood that it is: bernoulli, or own-prob"):
+        check(program(host, "support"), xp.ones(SHAPE), "own-density")
     check(program(host, "support"), xp.ones(SHAPE), "bernoulli")
+    check(program(host, "support"), xp.ones(SHAPE), "own-probability")
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_density_above_one_is_no_probability(host):
+    ppl, dist, xp, check = HOSTS[host]
+
+    def model(frames):
+        with ppl.plate("sequences", frames.shape[0]):
+            ppl.sample("z", dist.Normal(xp.zeros(2), xp.ones(2)).to_event(1))
+            ppl.sample("x", dist.Normal(xp.full(SHAPE[1:], 0.3), 0.1 * xp.ones(SHAPE[1:])).to_event(4), obs=frames)
+
+    with pytest.raises(UserError, match=r"expected probabilities .* found Normal, a density above 1; name it own-den"):
+        check(Program(model, program(host).guide), xp.full(SHAPE, 0.3), "own-probability")
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -54,7 +54,7 @@ _ROUNDING_BY_PLACE = 1e-4  # the same: a row of a product may be summed in anoth
 def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> None:
     """Raises UserError if inference cannot work on the program, or would do so wrongly, on frames (batch, ...).
 
-    likelihood: of `catalogue.LIKELIHOODS`, what the site "x" is said to be; empty where nothing is said.
+    likelihood: one of the catalogue's, what the site "x" is said to be; empty where nothing is said.
     """
     if len(frames) == 1:  # which has no others to depend on
         frames = jnp.concatenate([frames, frames[..., ::-1, :]])
@@ -137,7 +137,7 @@ def _check_traces(guide_trace: Trace, prior_trace: Trace, frames: jax.Array, lik
             check_axis(part, name, site)
             _check_scale(part, name, site, sites)
     check_observes_nothing_else(OBSERVED, observed_sites(prior_trace), observed_sites(guide_trace))
-    check_likelihood(OBSERVED, observed_sites(prior_trace)[OBSERVED]["fn"], likelihood)
+    check_likelihood(observed_sites(prior_trace)[OBSERVED], likelihood)
     for name, site in latent_sites(prior_trace).items():
         check_cover(name, guide_trace[name], site)
 
