@@ -315,8 +315,6 @@ def _report(options: argparse.Namespace) -> None:
 def _reproduce(options: argparse.Namespace) -> None:
     from ppl_tvae import reproduction
 
-    if options.seeds < 1:
-        raise UserError(f"expected at least 1 seed, found {options.seeds}")
     reproduced = reproduction.reproduce(
         options.name,
         budget=options.budget,

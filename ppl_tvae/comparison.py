@@ -60,7 +60,7 @@ class Comparison(NamedTuple):
 
 
 def compare(runs: Run | Path | str | Sequence[Run | Path | str]) -> Comparison:
-    """The newest estimates of each run, or of that in each directory; of one or of several.
+    """The estimates of each run, or of that in each directory; of one or of several.
 
     Raises UserError where they do not measure the same thing.
     """
@@ -105,8 +105,7 @@ def as_text(comparison: Comparison, markdown: bool = False) -> str:
     """The tables, for people: aligned, or as Markdown."""
     first = next(iter(comparison.estimates))
     parts = [comparison.header, "", _table(comparison.estimates, markdown)]
-    if unlike := over_unlike_numbers(comparison):
-        parts += ["", unlike]
+    parts += [line for words in remarks(comparison) for line in ("", words)]
     if any(comparison.differences.values()):
         parts += ["", f"minus {first}, paired over {paired_over(comparison)}:", ""]
         parts.append(_table(comparison.differences, markdown))
@@ -115,11 +114,19 @@ def as_text(comparison: Comparison, markdown: bool = False) -> str:
     return "\n".join(parts)
 
 
-def over_unlike_numbers(comparison: Comparison) -> str:
-    """A sentence on estimates that are means over more sequences in one run than in another; empty for none."""
-    unlike = [key for key, found in _counts(comparison.estimates).items() if len(found) > 1]
-    what = "means over different numbers of sequences, which only paired differences compare"
-    return f"{', '.join(unlike)}: {what}" if unlike else ""
+def remarks(comparison: Comparison) -> list[str]:
+    """Sentences on estimates that are not to be set beside the others as they stand."""
+    counts = _counts(comparison.estimates)
+    unlike = [key for key, found in counts.items() if len(found) > 1]
+    simulated = [key for key in counts if key.startswith(ON_OWN_DATA)]
+    return [
+        f"{', '.join(keys)}: {what}"
+        for keys, what in (
+            (unlike, "means over different numbers of sequences, which only paired differences compare"),
+            (simulated, "of sequences simulated from each model, and not of the held-out ones"),
+        )
+        if keys
+    ]
 
 
 def headings_and_cells(table: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
@@ -184,9 +191,9 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The conditions of the newest estimate of a run's parameters, and of each estimator under these the newest record.
+    """The conditions of the newest estimate of a run's parameters, and of each estimator under these one record.
 
-    What Ctrl-C left of an estimate does not stand in for an earlier whole one.
+    It is the newest of those over the most sequences; what Ctrl-C left of one does not stand in for a whole one.
     """
     records = run.present_evaluations()
     if not records:
@@ -195,10 +202,13 @@ def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     newest, chosen = _condition(records[-1], run), dict[str, dict[str, Any]]()
     for record in records:
         name = _label(record)
-        whole = name in chosen and "stopped_before" not in chosen[name]
-        if _condition(record, run) == newest and not (whole and "stopped_before" in record):
+        if _condition(record, run) == newest and (name not in chosen or _weight(record) >= _weight(chosen[name])):
             chosen[name] = record
     return newest, chosen
+
+
+def _weight(record: dict[str, Any]) -> tuple[bool, int]:
+    return "stopped_before" not in record, record["num_sequences"]
 
 
 def _label(record: dict[str, Any]) -> str:

@@ -21,6 +21,9 @@ SPRITES = ("dsprites", "sprites", "sprites-cyclic")
 SPRITE_TRANSFORMS = ("scale", "orientation", "posX", "posY")
 
 
+DEVICES = ("auto", "cpu", "cuda")
+
+
 def _setting(default: Any, description: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": description, **metadata})
 
@@ -85,11 +88,11 @@ class Experiment:
     clip_norm: float = _setting(0.0, "largest global norm of the gradient; 0 leaves it as it is")
     log_every: int = _setting(50, "steps per row of metrics.csv")
     evaluate_every: int = _setting(500, "steps between held-out ELBOs; also between checkpoints")
-    validation_sequences: int = _setting(200, "sequences in the held-out ELBO during training")
+    validation_sequences: int = _setting(200, "sequences in the held-out ELBO while training, in whole batches")
     patience: int = _setting(0, "stop after so many held-out ELBOs without a new best; 0 never stops early")
 
     seed: int = _setting(0, "seed of parameters, batches and noise")
-    device: str = _setting("auto", "auto, cpu or cuda", choices=("auto", "cpu", "cuda"))
+    device: str = _setting("auto", "auto, cpu or cuda", choices=DEVICES)
     devices: int = _setting(1, "devices that share each batch, a whole number of sequences each (NumPyro)")
     precision: str = _setting("float32", "float32 or float64", choices=("float32", "float64"), flag="float")
     matmul: str = _setting(
@@ -245,12 +248,13 @@ def _check_names(experiment: Experiment) -> None:
 _AT_LEAST = {
     "num_timesteps": 1, "num_capsules": 1, "capsule_dim": 1, "temporal_window": 1, "spatial_width": 1, "steps": 1,
     "batch_size": 1, "warmup_steps": 0, "log_every": 1, "evaluate_every": 1, "validation_sequences": 1, "patience": 0,
-    "momentum": 0, "adam_epsilon": 0, "clip_norm": 0, "epsilon": 0, "num_particles": 1, "kl_warmup_steps": 0,
+    "momentum": 0, "clip_norm": 0, "epsilon": 0, "num_particles": 1, "kl_warmup_steps": 0,
     "devices": 1,
 }  # fmt: skip
 
 
 _LARGEST = {"float32": 3.4e38, "float64": 1.7e308}
+_SMALLEST = {"float32": 1.2e-38, "float64": 2.3e-308}  # below, numbers count as zero
 # Seeds beyond 32 bits are cut down by some generators, so that two of them would be one.
 _LARGEST_SEED = 2**32 - 1
 
@@ -275,6 +279,11 @@ def _check_numbers(experiment: Experiment) -> None:
             raise UserError(f"expected {name} of at least {least}, found {value}")
     if not 0 < experiment.validation_fraction < 1:
         raise UserError(f"expected validation_fraction between 0 and 1, found {experiment.validation_fraction}")
+    if not experiment.adam_epsilon > _SMALLEST[experiment.precision]:
+        raise UserError(
+            f"expected adam_epsilon above {_SMALLEST[experiment.precision]} in {experiment.precision}, without which "
+            f"adam divides zero gradients by zero, found {experiment.adam_epsilon}"
+        )
     if not experiment.momentum < 1:
         raise UserError(f"expected momentum below 1, found {experiment.momentum}")
     if experiment.learning_rate is not None and not experiment.learning_rate > 0:

@@ -72,7 +72,8 @@ def diagnose(
         check_gap(gap_guide, len(of_gap.image))
     # What keeps results from being written is said before they are computed.
     check_writable(run.path)
-    run.diagnosis()
+    if mcmc is None and "mcmc" in run.diagnosis():
+        saved_chains(run)
     with asking(run, data, split, seed, backend, device) as asked:  # one for all, for what it compiles
         tree = tree_of(asked, num_sequences, num_draws)
         found = _findings(asked, tree, simulated_sequences, metric_sequences, quiet)

@@ -19,14 +19,20 @@ class NoFrameScore(UserError):
 LARGEST_COUNT = 2**31 - 1
 
 
-def check_count(name: str, value: object, least: int = 1) -> None:
-    """Raises UserError unless a value is a whole number of at least so much, and one that can be counted to."""
+def check_count(name: str, value: object, least: int = 1, most: int = LARGEST_COUNT) -> None:
+    """Raises UserError unless a value is a whole number of at least so much, and at most one that can be counted to."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise UserError(f"expected {name} as a whole number, found {value!r}; give one of at least {least}")
     if value < least:
         raise UserError(f"expected {name} of at least {least}, found {value}; raise it")
-    if int(value) > LARGEST_COUNT:
-        raise UserError(f"expected {name} of at most {LARGEST_COUNT}, found {value}; lower it")
+    if int(value) > most:
+        raise UserError(f"expected {name} of at most {most}, found {value}; lower it")
+
+
+def check_is(name: str, value: object, kind: type) -> None:
+    """Raises UserError for settings of another kind, such as the name of a guide in place of its settings."""
+    if not isinstance(value, kind):
+        raise UserError(f"expected {name} as ppl_tvae.{kind.__name__}(...), found {value!r}")
 
 
 class Diverged(RuntimeError):

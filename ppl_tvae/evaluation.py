@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from ppl_tvae import catalogue
 from ppl_tvae.assembly import data_of
 from ppl_tvae.config import check_seed
 from ppl_tvae.data import Plan, SequenceData, check_split, parts
-from ppl_tvae.errors import Interrupted, UserError, check_count, unknown_name
+from ppl_tvae.errors import Interrupted, UserError, check_count, check_is, unknown_name
 from ppl_tvae.files import check_writable
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.annealing import Annealing, check_annealing
@@ -24,6 +24,7 @@ from ppl_tvae.trained import asking
 
 _LOWER, _UPPER = "lower bound of log p(x)", "upper bound of log p(x)"
 _OF_WEIGHTS = ("elbo", "iwae", "log-evidence")
+_NOTES_IN_NATS = ("mean_bias_added", "mean_gap", "gap_standard_error")
 _MOST_PARTICLES = 10_000_000  # weights of a batch of sequences are in memory together
 
 
@@ -55,8 +56,10 @@ class _Request(NamedTuple):
         if "log-evidence" in self.estimators and max(self.particles) < 2:
             raise UserError(f"expected at least 2 particles for log-evidence, found {max(self.particles)}")
         check_count("max_sequences", self.max_sequences)
+        check_is("annealing", self.annealing, Annealing)
         check_annealing(self.annealing)
         if self.guide is not None:
+            check_is("guide", self.guide, Unamortised)
             check_unamortised(self.guide)
             if other := [name for name in self.estimators if name not in _OF_WEIGHTS]:
                 raise UserError(
@@ -92,7 +95,7 @@ def evaluate(
     """
     run = run_at(run)
     names = (estimators,) if isinstance(estimators, str) else estimators
-    numbers = (particles,) if isinstance(particles, int) else particles
+    numbers = tuple(particles) if isinstance(particles, Iterable) else (particles,)
     request = _Request(names, numbers, annealing, guide, split, max_sequences, seed)
     request.check()
     # What keeps results from being written is said before they are computed.
@@ -118,7 +121,7 @@ def evaluate(
 
 
 class _Estimate(NamedTuple):
-    """One number to report: its name, its settings, and a value per sequence in nats per sequence."""
+    """One number to report: its name, its settings, and a value per sequence; it and the notes in nats per sequence."""
 
     estimator: str
     settings: dict[str, Any]
@@ -171,7 +174,7 @@ def _from_weights(ready: Evaluator, plan: Plan, request: _Request, quiet: bool) 
             yield _Estimate("iwae", {"num_particles": k, "num_drawn": drawn} | of_guide, _LOWER, values, seconds, trust)
     if "log-evidence" in request.estimators:
         values, bias = bounds.jackknifed_log_evidence(log_weights)
-        notes = {"mean_bias_removed_nats_per_sequence": float(np.mean(-bias))} | _trust(log_weights)
+        notes = {"mean_bias_added": float(np.mean(-bias))} | _trust(log_weights)
         yield _Estimate(
             "log-evidence", {"num_particles": drawn} | of_guide, "no bound (jackknife)", values, seconds, notes
         )
@@ -217,7 +220,7 @@ def _sandwich(ready: Evaluator, plan: Plan, annealing: Annealing, quiet: bool) -
     backward = np.concatenate([pair[1].log_weights for pair in pairs], axis=1).astype(np.float64)
     lower, upper = bounds.log_mean_exp(forward), -bounds.log_mean_exp(-backward)
     gap = {
-        "mean_gap_nats_per_sequence": float(np.mean(upper - lower)),
+        "mean_gap": float(np.mean(upper - lower)),
         "gap_standard_error": float(bounds.standard_error(upper - lower)) if len(lower) > 1 else None,
         "data": "simulated from the model",
     }
@@ -258,6 +261,10 @@ def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request
     if grey:
         side += ", of zeros and ones" if simulated else ", but of a score that is no log-density"
     bits = -value / math.log(2) / math.prod(data.frame_shape)
+    notes = {
+        name: note / data.num_timesteps if name in _NOTES_IN_NATS and note is not None else note
+        for name, note in estimate.notes.items()
+    }
     return {
         "estimator": estimate.estimator,
         **estimate.settings,
@@ -276,7 +283,7 @@ def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request
         "num_sequences": len(per_frame),
         "num_timesteps": data.num_timesteps,
         "seed": request.seed,
-        "notes": estimate.notes,
+        "notes": notes,
         "seconds": round(estimate.seconds, 1),
         "per_sequence": [round(float(nats), 4) for nats in per_frame],
     }
@@ -313,7 +320,8 @@ def _notes(records: Sequence[dict[str, Any]]) -> list[tuple[list[str], dict[str,
 _NOTES = {
     "khat_quantiles": "Pareto k-hat of the sequences, at 10, 50 and 90 %",
     "median_effective_sample_size": "effective sample size of the weights, median over sequences",
-    "mean_gap_nats_per_sequence": "gap of the sandwich, nats per sequence",
+    "mean_bias_added": "added for the bias of a logarithm, nats per frame",
+    "mean_gap": "gap of the sandwich, nats per frame",
     "gap_standard_error": "its standard error",
 }
 

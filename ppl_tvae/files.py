@@ -42,6 +42,8 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Where to write has a name that no other process has, in whatever container or on whatever host it runs.
     """
+    if not path.name:
+        raise UserError(f"expected the name of a file to write, found '{path}'; give one")
     beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     with writing_to(path):
         try:

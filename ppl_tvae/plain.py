@@ -1,8 +1,9 @@
-"""JSON that every reader takes: numbers that are none, which JSON has not, stand in it as "nan", "inf" and "-inf"."""
+"""JSON that every reader takes: numbers that are none, which it has not, as "nan", "inf" and "-inf"; NumPy's as any."""
 
 import json
 import math
 from collections.abc import Mapping
+from numbers import Integral, Real
 from typing import Any
 
 _NO_NUMBERS = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -19,8 +20,12 @@ def from_json(content: bytes | str) -> Any:
 
 
 def _named(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(float(value))
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else str(float(value))
     return _in_each(_named, value)
 
 

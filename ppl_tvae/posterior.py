@@ -11,7 +11,7 @@ from ppl_tvae.config import check_seed
 from ppl_tvae.data import check_split, parts
 from ppl_tvae.diagnostics.datatree import datatree, with_chains
 from ppl_tvae.diagnostics.guide_fit import chains_of, check_chains
-from ppl_tvae.errors import check_count
+from ppl_tvae.errors import UserError, check_count
 from ppl_tvae.files import replacing
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC
@@ -103,7 +103,11 @@ def saved_chains(run: Run) -> dict[str, Any]:
     path = run.path / "posterior.nc"
     if not path.exists():
         return {}
-    with xr.open_datatree(path, engine="h5netcdf") as tree:
+    try:
+        tree = xr.open_datatree(path, engine="h5netcdf")
+    except OSError:
+        raise UserError(f"expected draws from diagnose in '{path}', found a damaged file; remove it") from None
+    with tree:
         return {name: group.to_dataset().load() for name, group in tree.children.items() if name.endswith("_mcmc")}
 
 

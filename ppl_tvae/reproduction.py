@@ -16,14 +16,14 @@ from typing import Any
 from ppl_tvae.assembly import data_of
 from ppl_tvae.config import Experiment, experiment_from
 from ppl_tvae.diagnosis import equivariance_metrics
-from ppl_tvae.errors import NoFrameScore, UserError, unknown_name
+from ppl_tvae.errors import NoFrameScore, UserError, check_count, unknown_name
 from ppl_tvae.evaluation import evaluate
 from ppl_tvae.experiments import Column, Reproduction, experiment_of_the_paper
 from ppl_tvae.figures import draw_figures, figure_file, old_figures
 from ppl_tvae.files import alone_in, write
 from ppl_tvae.plain import to_json
 from ppl_tvae.runs import Run, estimate_name, open_run
-from ppl_tvae.seeds import run_of, train_seeds
+from ppl_tvae.seeds import MOST_SEEDS, run_of, train_seeds
 from ppl_tvae.tables import aligned
 from ppl_tvae.training import CHANGEABLE, resume, train
 
@@ -67,10 +67,8 @@ def reproduce(
     experiment = _with_rows(experiment_of_the_paper(name), rows)
     if budget not in experiment.budgets:
         raise unknown_name("budget", budget, experiment.budgets)
-    if not seeds:
-        raise UserError("expected at least one seed, found none")
-    if max_sequences < 1:
-        raise UserError(f"expected max_sequences of at least 1, found {max_sequences}")
+    check_count("a number of seeds", len(seeds), most=MOST_SEEDS)
+    check_count("max_sequences", max_sequences)
     if str(changes.get("data", "")).endswith(".npz"):
         changes["data"] = os.path.abspath(os.path.expanduser(changes["data"]))  # as the run directories have it
     folder = Path(out or Path("runs") / f"{name}-{budget}")

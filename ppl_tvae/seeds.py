@@ -10,12 +10,14 @@ from typing import Any
 from ppl_tvae.assembly import data_of, resolved_for
 from ppl_tvae.config import Experiment
 from ppl_tvae.data import SequenceData
-from ppl_tvae.errors import Diverged, Interrupted, UserError
+from ppl_tvae.errors import Diverged, Interrupted, UserError, check_count
 from ppl_tvae.loop import Loop, run_to_end
 from ppl_tvae.models.initial import shared_draws
 from ppl_tvae.runs import Run, check_new, create_run
 from ppl_tvae.trainers import first_plan, num_processes, optimization_of, trainer_of
 from ppl_tvae.training import first_elbo, held_out_plan, train
+
+MOST_SEEDS = 1000  # of one command
 
 
 def run_of(out: Path | str, seed: int) -> Path:
@@ -31,8 +33,7 @@ def train_seeds(experiment: Experiment, num_seeds: int, out: Path | str, *, quie
     diverges, Diverged is raised once the others are done. After Ctrl-C Pyro begins no further seed; Interrupted names
     those that are left.
     """
-    if num_seeds < 1:
-        raise UserError(f"expected at least 1 seed, found {num_seeds}")
+    check_count("a number of seeds", num_seeds, most=MOST_SEEDS)
     seeded = [replace(experiment, seed=experiment.seed + index) for index in range(num_seeds)]
     paths = [run_of(out, each.seed) for each in seeded]
     for each, path in zip(seeded, paths, strict=True):

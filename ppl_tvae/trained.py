@@ -7,10 +7,19 @@ from typing import NamedTuple
 
 from ppl_tvae import catalogue
 from ppl_tvae.assembly import assemble, renderer
+from ppl_tvae.config import DEVICES
 from ppl_tvae.data import SequenceData
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.inference.interfaces import Evaluator
 from ppl_tvae.runs import Run
+
+
+def check_place(backend: str | None, device: str) -> None:
+    """Raises UserError for a backend, where one is given, or a device that there is not."""
+    if backend is not None and backend not in catalogue.BACKENDS:
+        raise unknown_name("backend", backend, catalogue.BACKENDS)
+    if device not in DEVICES:
+        raise unknown_name("device", device, DEVICES)
 
 
 class Asked(NamedTuple):
@@ -41,8 +50,7 @@ def asking(run: Run, data: SequenceData, split: str, seed: int, backend: str | N
 def evaluator(run: Run, data: SequenceData, backend: str | None, device: str, seed: int) -> Iterator[Evaluator]:
     """The run's program with its best parameters, in its own backend or the other one. Raises UserError."""
     name = backend or run.experiment.backend
-    if name not in catalogue.BACKENDS:
-        raise unknown_name("backend", name, catalogue.BACKENDS)
+    check_place(name, device)
     if run.experiment.program_file is not None and name != run.experiment.backend:
         own = run.experiment.backend
         raise UserError(

@@ -100,7 +100,8 @@ def first_elbo(experiment: Experiment, held_out: Plan, trainer: Trainer) -> floa
         elbo = -trainer.held_out_loss(held_out)
     if not math.isfinite(elbo):
         raise Diverged(
-            f"the held-out ELBO before the first step is {elbo}, so nothing was trained; try --float float64"
+            f"the held-out ELBO before the first step is {elbo}, so nothing was trained; try "
+            f"{'smaller numbers' if experiment.precision == 'float64' else '--float float64'}"
         )
     return elbo
 

@@ -103,6 +103,7 @@ OWN = {"num_capsules": None, "capsule_dim": None, "hidden": None}  # which such 
 
 # Settings that make `train` fail, given a folder for the files they need, and words of the sentence.
 WRONG: dict[str, tuple[Callable[[Path], dict[str, object]], str]] = {
+    "an archive as lattice": (lambda f: {"lattice": saved(f, images=GREY)}, "a matrix saved with numpy.save at"),
     "rank": (lambda f: {"data": saved(f, images=GREY[0])}, "expected 'images' of shape"),
     "dtype": (lambda f: {"data": saved(f, images=GREY.astype(int))}, "found int64"),
     "range": (lambda f: {"data": saved(f, images=3 * GREY)}, "expected 'images' in [0, 1], found 1.5 to 1.5"),
@@ -520,3 +521,10 @@ def test_a_reader_who_has_seen_enough_is_no_mistake():
 def test_fetch_says_where_the_files_are(capsys, monkeypatch):
     monkeypatch.setattr("ppl_tvae.data.fetch", lambda *_: {"images": Path("folder/images.gz")})
     assert printed_json(["data", "fetch", "mnist", "--json"], capsys) == {"files": ["folder/images.gz"]}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_number_that_the_program_cannot_bear_is_told(backend, tmp_path, capsys):
+    """The host's own checks of values, which raise what is no sentence, are off in both backends."""
+    arguments = small_arguments(tmp_path, backend, tmp_path / "run", mu="3.4e38", steps=1)
+    assert "held-out ELBO before the first step is" in fails(arguments, capsys, code=3)

@@ -35,6 +35,21 @@ def run(request, tmp_path_factory):
     return train(small_training(folder, request.param), folder / "run", quiet=True)
 
 
+def test_damaged_draws_with_chains_are_told_before_the_work(tmp_path):
+    run = train(small_training(tmp_path, "pyro", steps=2), tmp_path / "run", quiet=True)
+    few = {"num_sequences": 1, "num_draws": 2, "metric_sequences": 2, "simulated_sequences": 8, "quiet": True}
+    diagnose(run, **few, mcmc=MCMC("hmc", np.int64(1), np.int64(2), 1), mcmc_sequences=1)
+    (run.path / "posterior.nc").write_bytes(b"torn")
+    before = files_in(run.path)
+    with pytest.raises(UserError, match=r"expected draws from diagnose in .*posterior\.nc', found a damaged file"):
+        diagnose(run, **few)
+    assert files_in(run.path) == before
+    with pytest.raises(UserError, match="expected gap_guide as "):
+        diagnose(run, **few, gap_guide="auto-normal")
+    (run.path / "posterior.nc").unlink()
+    diagnose(run, **few)
+
+
 OWN = """
 import {host}, {host}.distributions as dist
 import {arrays} as xp

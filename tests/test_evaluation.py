@@ -1,6 +1,7 @@
 """Evaluating and comparing runs, through files, in both backends and across them."""
 
 import json
+import re
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
@@ -15,11 +16,12 @@ import ppl_tvae
 from ppl_tvae import cli, comparison
 from ppl_tvae.assembly import data_of
 from ppl_tvae.diagnosis import equivariance_metrics
-from ppl_tvae.errors import Interrupted
-from ppl_tvae.evaluation import _Request
+from ppl_tvae.errors import Interrupted, UserError
+from ppl_tvae.evaluation import _Request, evaluate
 from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.annealing import Annealed, Annealing
 from ppl_tvae.inference.numpyro.evaluator import Evaluator
+from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.report import _compared, _warnings
 from ppl_tvae.report.page import Table
 from ppl_tvae.runs import create_run, open_run
@@ -127,11 +129,11 @@ def test_records_hold_the_numbers_of_the_weights(tmp_path, monkeypatch):
     assert without_bits == {"sandwich-lower", "sandwich-upper", "released-is"}  # not of these data, or no density
     left_out = [log_mean(np.delete(known.weights, k, axis=0)) for k in range(30)]
     bias = 29 * (np.mean(left_out, axis=0) - log_mean(known.weights))
-    removed = found["log-evidence"]["notes"]["mean_bias_removed_nats_per_sequence"]
-    assert removed == pytest.approx(-bias.mean())
+    removed = found["log-evidence"]["notes"]["mean_bias_added"]
+    assert removed == pytest.approx(-bias.mean() / 4)
     notes, gap = found["sandwich-upper"]["notes"], expected["sandwich-upper"] - expected["sandwich-lower"]
-    assert notes["mean_gap_nats_per_sequence"] == pytest.approx(gap.mean())
-    assert notes["gap_standard_error"] == pytest.approx(gap.std(ddof=1) / 6**0.5)
+    assert notes["mean_gap"] == pytest.approx(gap.mean() / 4)
+    assert notes["gap_standard_error"] == pytest.approx(gap.std(ddof=1) / 6**0.5 / 4)
     assert (notes["acceptance_rate"], notes["lowest_acceptance_rate"]) == (0.5, 0.25)
 
 
@@ -199,14 +201,23 @@ def test_comparison_is_paired_and_refuses_what_cannot_be_ranked(runs, tmp_path):
     assert "different numbers" not in comparison.as_text(compared)
     assert comparison.as_json(compared)["estimates"]["pyro"]["elbo"]["value"] == records[1]["value"]
 
-    (short,) = ppl_tvae.evaluate(runs["pyro"].path, estimators="elbo", particles=5, max_sequences=6, seed=7)
-    fewer = ppl_tvae.compare([run.path for run in runs.values()])
-    told = comparison.as_text(fewer)
+    settings = Annealing(num_temperatures=2, num_leapfrog_steps=1)
+    beside = ppl_tvae.open_run(shutil.copytree(runs["pyro"].path, tmp_path / "beside"))
+    ppl_tvae.evaluate(beside, estimators="sandwich", annealing=settings, max_sequences=8, seed=7)
+    (remark,) = comparison.remarks(ppl_tvae.compare(beside))
+    assert "sandwich-upper-guide-2x1" in remark
+    assert remark.endswith("of sequences simulated from each model, and not of the held-out ones")
+
+    ppl_tvae.evaluate(runs["pyro"].path, estimators="elbo", particles=5, max_sequences=6, seed=7)  # a quick look
+    assert ppl_tvae.compare([run.path for run in runs.values()]) == compared
+    (longer,) = ppl_tvae.evaluate(runs["pyro"].path, estimators="elbo", particles=5, max_sequences=11, seed=7)
+    more = ppl_tvae.compare([run.path for run in runs.values()])
+    told = comparison.as_text(more)
     assert "elbo: means over different numbers of sequences, which only paired differences compare" in told
-    assert "paired over the same 6 or 8 sequences:" in told
-    pairs = np.subtract(short["per_sequence"], records[0]["per_sequence"][:6])
-    assert fewer.differences["pyro"]["elbo"] == pytest.approx(
-        (pairs.mean(), pairs.std(ddof=1) / np.sqrt(6), 6), abs=1e-3
+    assert "paired over the same 8 sequences:" in told
+    pairs = np.subtract(longer["per_sequence"][:8], records[0]["per_sequence"])
+    assert more.differences["pyro"]["elbo"] == pytest.approx(
+        (pairs.mean(), pairs.std(ddof=1) / np.sqrt(8), 8), abs=1e-3
     )
 
     grey = ppl_tvae.Experiment(likelihood="bernoulli-grey", steps=1, batch_size=2, validation_sequences=2, **SMALL)
@@ -333,7 +344,7 @@ def test_validation_sequences_of_another_fraction_are_not_compared(runs, tmp_pat
         shutil.copytree(runs["pyro"].path, tmp_path / name)
         run = open_run(tmp_path / name)
         replace(run, experiment=replace(run.experiment, validation_fraction=fraction)).save_config()
-        (run.path / "evaluation.json").unlink()
+        (run.path / "evaluation.json").unlink(missing_ok=True)
         ppl_tvae.evaluate(run.path, estimators="elbo", particles=2, max_sequences=4, split="validation")
     with pytest.raises(ppl_tvae.UserError, match=r"found validation_fraction '0.2' in 'a' and '0.02' in 'b'"):
         ppl_tvae.compare([tmp_path / "a", tmp_path / "b"])
@@ -394,7 +405,7 @@ def test_tested_on_other_transforms_than_trained_on(runs):
 
 def test_estimates_of_earlier_parameters_are_left_out(runs, tmp_path):
     run = open_run(Path(shutil.copytree(runs["pyro"].path, tmp_path / "run")))
-    settings = {"particles": (4,), "max_sequences": 4, "quiet": True}
+    settings = {"particles": (4,), "max_sequences": 12, "quiet": True}
     (first,) = ppl_tvae.evaluate(run, estimators=("elbo",), **settings)
     assert ppl_tvae.compare([run]).estimates["run"]["elbo"].value == first["value"]
     run.save_parameters({name: 1.1 * value for name, value in run.parameters().items()})
@@ -537,3 +548,29 @@ def test_own_data_are_the_same_wherever_they_lie(tmp_path, monkeypatch):
 def test_wrong_arguments_in_python(call, words, runs):
     with pytest.raises(ppl_tvae.UserError, match=words):
         call(runs["pyro"])
+
+
+def test_numbers_of_numpy_are_numbers(runs):
+    """They pass every check, and have to be written after all is computed."""
+    run = runs["pyro"]
+    settings = Annealing(num_temperatures=np.int64(2), num_leapfrog_steps=1, step_size=np.float32(0.1))
+    few = {"max_sequences": np.int64(2), "seed": np.int64(7), "quiet": True}
+    evaluate(run, estimators=("elbo", "iwae", "ais"), particles=np.array([1, 2]), annealing=settings, **few)
+    guide = Unamortised("auto-normal", steps=np.int64(1), learning_rate=np.float64(0.1))
+    evaluate(run, estimators="elbo", particles=np.int64(2), guide=guide, **few)
+    found = [record for record in run.evaluations() if record["seed"] == 7]
+    assert {record["estimator"] for record in found} == {"elbo", "iwae", "ais"}
+    assert all(type(record["num_sequences"]) is int for record in found)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"guide": "auto-normal"}, "expected guide as ppl_tvae.Unamortised(...), found 'auto-normal'"),
+        ({"annealing": {}}, "expected annealing as ppl_tvae.Annealing(...), found {}"),
+        ({"device": "gpu"}, "expected the name of a device, found 'gpu'"),
+    ],
+)
+def test_settings_of_another_kind_are_refused(settings, words, runs):
+    with pytest.raises(UserError, match=re.escape(words)):
+        evaluate(runs["pyro"], particles=2, max_sequences=2, **settings)

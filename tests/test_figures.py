@@ -15,7 +15,7 @@ from ppl_tvae.data import Plan
 from ppl_tvae.diagnosis import diagnose
 from ppl_tvae.diagnostics.calibration import calibration
 from ppl_tvae.errors import UserError
-from ppl_tvae.figures import FIGURES, charts, diagnosis_charts, draw_figures, lattice, old_figures
+from ppl_tvae.figures import FIGURES, charts, diagnosis_charts, draw_figures, lattice, old_figures, save_charts
 from ppl_tvae.figures.animation import animation
 from ppl_tvae.figures.charts import khat_chart, predictive_chart
 from ppl_tvae.figures.contact_sheet import contact_sheet
@@ -35,6 +35,21 @@ def is_drawn(path):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tvae")
     return train(small_training(folder, "pyro"), folder / "run", quiet=True)
+
+
+def test_one_name_and_one_transform_may_be_strings(run):
+    (path,) = draw_figures(run, "reconstructions", transforms="hue").values()
+    assert path.name == "reconstructions-hue.png"
+
+
+def test_charts_of_a_former_diagnosis_do_not_stay(tmp_path):
+    run = train(small_training(tmp_path, "pyro", steps=2), tmp_path / "run", quiet=True)
+    few = {"num_sequences": 2, "metric_sequences": 2, "simulated_sequences": 8, "quiet": True}
+    for num_draws, known in ((30, True), (3, False)):  # too few draws for k-hat
+        diagnose(run, num_draws=num_draws, **few)
+        assert ("khat" in save_charts(run)) == known
+        assert (run.path / "figures/khat.png").exists() == known
+        assert (run.path / "figures/calibration.png").exists()
 
 
 @pytest.fixture(scope="module")

@@ -341,7 +341,13 @@ def test_the_amortisation_gap_is_the_difference_of_two_known_elbos(backend):
 
 @pytest.mark.parametrize(
     ("gap", "error", "words"),
-    [(0.1, 0.06, "no gap"), (0.13, 0.06, "is better"), (-0.13, 0.06, "is worse"), (9.0, None, "no gap")],
+    [
+        (0.1, 0.06, "no gap"),
+        (0.13, 0.06, "is better"),
+        (-0.13, 0.06, "is worse"),
+        (9.0, None, "no gap"),
+        (np.nan, np.nan, "the fit has diverged"),
+    ],
 )
 def test_a_gap_is_one_beyond_two_errors(gap, error, words):
     assert words in _gap_verdict(gap, error)

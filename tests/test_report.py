@@ -9,6 +9,7 @@ import pytest
 
 from ppl_tvae import cli, evaluate, open_run, train
 from ppl_tvae.diagnosis import diagnose
+from ppl_tvae.errors import UserError
 from ppl_tvae.report import write_report
 from ppl_tvae.report.page import Picture, Section, Table, page, with_error
 from tests.small_runs import small_training
@@ -63,6 +64,13 @@ def runs(tmp_path_factory):
         evaluate(run, particles=(1, 30), max_sequences=4, quiet=True)
         diagnose(run, num_sequences=2, num_draws=30, metric_sequences=4, simulated_sequences=16, quiet=True)
     return runs
+
+
+def test_mistakes_are_one_sentence(runs, tmp_path):
+    with pytest.raises(UserError, match="expected the name of a backend, found 'jax'"):
+        write_report(runs, tmp_path / "page.html", backend="jax")
+    with pytest.raises(UserError, match=r"expected the name of a file to write, found '\.'"):
+        write_report(runs, ".")
 
 
 def test_page_holds_tables_pictures_and_how_to_repeat(runs):

@@ -302,7 +302,8 @@ def test_a_run_of_a_setting_that_is_left_out_is_another(small):
     [
         (["table9"], "expected the name of an experiment of the paper, found 'table9'"),
         (["table1", "--budget", "long"], "expected the name of a budget, found 'long'; choose one of paper, short."),
-        (["table1", "--seeds", "0"], "expected at least 1 seed, found 0"),
+        (["table1", "--seeds", "0"], "expected a number of seeds of at least 1, found 0"),
+        (["table1", "--seeds", "4000000000"], "expected a number of seeds of at most 1000, found 4000000000"),
         (["table1", "--max-sequences", "0"], "expected max_sequences of at least 1, found 0"),
         (["table1", "--rows", "nvae"], "expected the name of a row, found 'nvae'; did you mean 'vae'?"),
         (["table1", "--steps", "0"], "expected steps of at least 1, found 0"),

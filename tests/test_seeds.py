@@ -130,7 +130,9 @@ def test_command_line(tmp_path, capsys):
     assert "run-seed3' exists" in capsys.readouterr().err
     assert not (tmp_path / "run-seed5").exists()
     assert cli.main([*arguments, "--seeds=0"]) == 2
-    assert "expected at least 1 seed, found 0" in capsys.readouterr().err
+    assert "expected a number of seeds of at least 1, found 0" in capsys.readouterr().err
+    assert cli.main([*arguments, "--seeds=4000000000"]) == 2
+    assert "expected a number of seeds of at most 1000, found 4000000000" in capsys.readouterr().err
     assert cli.main([*arguments, "--resume", "--seeds=2"]) == 2
     assert "expected one run with --resume, found --seeds" in capsys.readouterr().err
 

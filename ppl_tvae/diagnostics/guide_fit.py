@@ -1,5 +1,6 @@
 """How good a guide is: against MCMC on the same posterior, and against a guide that is fitted to each sequence."""
 
+import math
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from ppl_tvae.diagnostics.convergence import (
     convergence,
     guide_against_chains,
 )
-from ppl_tvae.errors import UserError
+from ppl_tvae.errors import UserError, check_is
 from ppl_tvae.inference import bounds
 from ppl_tvae.inference.interfaces import Evaluator
 from ppl_tvae.inference.mcmc import MCMC, Chains, check_mcmc
@@ -39,6 +40,7 @@ def check_chains(settings: MCMC, num_sequences: int, num_in_tree: int) -> None:
 
 def check_gap(settings: Unamortised, num_sequences: int) -> None:
     """Raises UserError where a setting is out of range."""
+    check_is("gap_guide", settings, Unamortised)
     check_unamortised(settings)
     if num_sequences < 2:
         raise UserError(f"expected at least 2 sequences for the error of a gap, found {num_sequences}")
@@ -147,6 +149,8 @@ def amortisation_gap(
 
 
 def _gap_verdict(gap: float, error: float | None) -> str:
+    if not math.isfinite(gap):
+        return "nothing is known: the fit has diverged; take a smaller learning rate"
     if error is None or abs(gap) < 2 * error:
         return "no gap beyond its error"
     if gap > 0:

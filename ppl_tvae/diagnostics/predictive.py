@@ -62,9 +62,10 @@ def _tail_probability(observed: Any, replicated: Any) -> Any:
 def prior_ranks(tree: xr.DataTree, num_points: int = 41, num_cells: int = 200) -> dict[str, list[float]]:
     """Where the guide's draws lie among the prior's: site -> ECDF of their ranks minus the uniform one.
 
-    At `num_points` even points from 0 to 1. The rank of a draw is the share of the prior's draws of its cell that lie
-    below; pooled over draws, sequences and, of a large site, `num_cells` evenly chosen cells. Averaged over data that
-    the model made, exact posteriors give the prior back, so the function is zero. Cells are not independent: no band.
+    At `num_points` even points from 0 to 1. The rank of a draw is (r + 1/2) / (n + 1), r of n of the prior's draws of
+    its cell lying below; pooled over draws, sequences and, of a large site, `num_cells` evenly chosen cells. Averaged
+    over data that the model made, exact posteriors give the prior back, so the function is zero. Cells are not
+    independent: no band.
     """
     found = {}
     groups = [tree[group].to_dataset() for group in ("posterior", "prior")]
@@ -72,7 +73,7 @@ def prior_ranks(tree: xr.DataTree, num_points: int = 41, num_cells: int = 200) -
         drawn, prior = (group[name].values for group in groups)
         drawn, prior = (values.reshape(np.prod(values.shape[:3]), -1) for values in (drawn, prior))
         cells = np.unique(np.linspace(0, drawn.shape[1] - 1, num_cells).round().astype(int))
-        ranks = [np.searchsorted(np.sort(prior[:, cell]), drawn[:, cell]) / len(prior) for cell in cells]
+        ranks = [(np.searchsorted(np.sort(prior[:, cell]), drawn[:, cell]) + 0.5) / (len(prior) + 1) for cell in cells]
         points = np.linspace(0, 1, num_points)
         function = np.searchsorted(np.sort(np.concatenate(ranks)), points, side="right") / sum(map(len, ranks))
         found[str(name)] = [round(float(value), 4) for value in function - points]

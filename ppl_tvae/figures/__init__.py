@@ -91,11 +91,14 @@ FIGURES: dict[str, Figure] = {
 }
 
 
+CHARTS = ("khat", "calibration", "prior_ranks", "predictive_checks")
+
+
 def draw_figures(
     run: Run | Path | str,
-    names: Iterable[str] | None = None,
+    names: str | Iterable[str] | None = None,
     *,
-    transforms: Sequence[str] | None = None,
+    transforms: str | Sequence[str] | None = None,
     backend: str | None = None,
     device: str = "auto",
 ) -> dict[str, Path]:
@@ -106,7 +109,8 @@ def draw_figures(
     that those of a training that goes on meanwhile make it an old one. Raises UserError.
     """
     run = run_at(run)
-    wanted = list(FIGURES if names is None else names)
+    wanted = [names] if isinstance(names, str) else list(FIGURES if names is None else names)
+    transforms = (transforms,) if isinstance(transforms, str) else transforms
     for name in wanted:
         if name not in FIGURES:
             raise unknown_name("figure", name, FIGURES)
@@ -142,11 +146,15 @@ def old_figures(run: Run, names: Iterable[str], transforms: Sequence[str] | None
 
 
 def save_charts(run: Run) -> dict[str, Path]:
-    """The charts of what `diagnose` found of the present parameters, in the run's figures; none before it has run."""
-    paths = {}
-    for name, content in diagnosis_charts(run.present_diagnosis()).items():
-        paths[name] = run.figure(f"{name}.png")
-        write(paths[name], content)
+    """The charts of what `diagnose` found of the present parameters, in the run's figures, in place of former ones."""
+    charts, paths = diagnosis_charts(run.present_diagnosis()), {}
+    for name in CHARTS:
+        path = run.figure(f"{name}.png")
+        if name in charts:
+            paths[name] = path
+            write(path, charts[name])
+        else:
+            path.unlink(missing_ok=True)
     return paths
 
 

@@ -83,8 +83,9 @@ def _rolled(data: SequenceData, ready: Evaluator, plan: Plan) -> np.ndarray | No
 
 
 def _what(run: Run) -> str:
-    """The model on its data, by their names without folders."""
-    return f"{Path(run.experiment.model).name} on {Path(run.experiment.data).name}"
+    """The model on its data, by their names without folders; an own program by the name of its run."""
+    model = run.experiment.model if run.experiment.program_file is None else run.name
+    return f"{model} on {Path(run.experiment.data).name}"
 
 
 def _row_labels(data: SequenceData, plan: Plan) -> list[str]:

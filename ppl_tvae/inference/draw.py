@@ -40,6 +40,8 @@ def settled(draw: Callable[[Any], Draw], frames: Any) -> Draw:
         drawn = draw(frames)
         if bool((drawn.frames == frames).all()):
             return drawn
+        if bool((drawn.frames != drawn.frames).any()):
+            raise UserError("expected frames in numbers to be simulated, found nan; look at what was trained")
         frames = drawn.frames
     raise UserError(
         f"expected frames that depend on latents and earlier frames alone, from which sequences can be simulated, "

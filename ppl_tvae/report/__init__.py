@@ -2,12 +2,10 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ppl_tvae import comparison
-from ppl_tvae.config import Experiment
 from ppl_tvae.errors import UserError
 from ppl_tvae.figures import FIGURES, draw_figures, old_figures
 from ppl_tvae.figures.charts import bounds_chart, training_curves
@@ -15,6 +13,7 @@ from ppl_tvae.files import write
 from ppl_tvae.report.diagnosis import diagnosis_sections, predictive_warnings
 from ppl_tvae.report.page import Code, Picture, Section, Table, Warning, page, with_error
 from ppl_tvae.runs import Run, run_at, weights_verdict
+from ppl_tvae.trained import check_place
 
 
 def write_report(
@@ -35,6 +34,7 @@ def write_report(
         raise UserError("expected at least one run, found none; name a run directory")
     opened = [run_at(run) for run in runs]
     comparison.check_names(opened)
+    check_place(backend, device)
     path = Path(path or opened[0].path / "report.html")
     for run in opened:
         draw_figures(run, old_figures(run, FIGURES), backend=backend, device=device)
@@ -140,8 +140,7 @@ def _compared(compared: comparison.Comparison) -> list[Any]:
         for run, own in compared.estimates.items()
     }
     parts: list[Any] = [Table(caption, header, rows)]
-    if unlike := comparison.over_unlike_numbers(compared):
-        parts.append(Warning(f"{unlike}."))
+    parts += [Warning(f"{words}.") for words in comparison.remarks(compared)]
     if any(of_test_data.values()):
         about = "The estimates on test data. Error bars are those of single runs; paired differences are narrower."
         parts.append(Picture(bounds_chart(of_test_data), about))
@@ -206,10 +205,7 @@ def _pictures(run: Run) -> Section:
 
 
 def _repeat(run: Run) -> Section:
-    settings = [
-        f"{setting.name} = {value!r}"
-        for setting in fields(Experiment)
-        if (value := getattr(run.experiment, setting.name)) not in (None, "")
-    ]
+    program = run.experiment.program_file
+    files = [run.path / "config.toml", *([program] if program else [])]
     command = f"ppl-tvae train --config {shlex.quote(str(run.path / 'config.toml'))} --out runs/again"
-    return Section(f"How to repeat {run.name}", [Code(command), Code("\n".join(settings))])
+    return Section(f"How to repeat {run.name}", [Code(command), *(Code(file.read_text()) for file in files)])
