@@ -46,8 +46,8 @@ def shrunk(arguments):
     command = arguments[0]
     if command == "evaluate":
         annealed = any(name in argument.split(",") for argument in arguments for name in ("ais", "sandwich"))
-        few = ["--particles", "2", "--max-sequences", "2"]
-        return [*arguments, *few, *(["--temperatures", "4"] if annealed else [])]
+        few = ["--max-sequences", "2"]
+        return [*arguments, *few, *(["--temperatures", "4"] if annealed else ["--particles", "2"])]
     if command == "data":
         return [*arguments, "--sequences", "2"]
     if command == "diagnose":
