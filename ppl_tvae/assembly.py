@@ -169,9 +169,9 @@ def _check_is_the_same(what: str, path: Path, noted: str | None) -> None:
 def _read_matrix(path: Path) -> np.ndarray:
     try:
         found = np.load(path, allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return found
-        raise ValueError("an archive of several")
+        if not isinstance(found, np.ndarray):
+            raise ValueError("an archive, of any number of arrays")
+        return found
     except FileNotFoundError:
         raise UserError(f"expected a lattice matrix at '{path}', found no such file") from None
     except OSError as error:

@@ -88,7 +88,7 @@ def check_observed(
         found = f"batch {tuple(site['fn'].batch_shape)} and event {tuple(site['fn'].event_shape)}"
         raise UserError(
             f'expected the distribution of site "{OBSERVED}" to have the shape of the frames {tuple(frames.shape)}, '
-            f"found {found}; give it that shape, which the program reads from the frames, or take frames of its own"
+            f"found {found}; have the program take its sizes from frames.shape, or give it frames of its own sizes"
         )
     if site["value"].shape != frames.shape or not equal(site["value"], frames):
         raise UserError(
