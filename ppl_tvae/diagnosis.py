@@ -11,7 +11,7 @@ from ppl_tvae.data import parts
 from ppl_tvae.diagnostics import calibration, rolling
 from ppl_tvae.diagnostics.datatree import with_groups
 from ppl_tvae.diagnostics.guide_fit import against_mcmc, amortisation_gap, check_chains, check_gap
-from ppl_tvae.diagnostics.predictive import predictive_checks, prior_ranks
+from ppl_tvae.diagnostics.predictive import extremes, predictive_checks, prior_ranks
 from ppl_tvae.diagnostics.sensitivity import power_scaling
 from ppl_tvae.errors import check_count
 from ppl_tvae.files import alone_in, check_writable
@@ -198,6 +198,7 @@ def as_text(run: Run, found: dict[str, Any]) -> str:
     for name, judged in found["calibration"].items():
         lines.append(f"  calibration of {name} on {len(judged['ranks'])} simulated sequences: {judged['verdict']}")
     lines += [f"  {line}" for line in _fit_in_words(found)]
+    lines += [f"  {line}" for line in extremes(found["predictive_checks"])]
     if not found["equivariance"]:
         lines.append(
             "  equivariance: not measured, the program has no site t of event shape (S, C, D) with S and D above 1"

@@ -4,6 +4,7 @@ Replicates are draws from the likelihood, x ~ p(x | latents), with the pixels' o
 drawn from the guide given these very frames. Prior: latents drawn from the model.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,20 @@ def predictive_checks(tree: xr.DataTree) -> list[dict[str, Any]]:
         for name, statistic in statistics.applicable(observed).items():
             records.append({"replicates": kind, "statistic": name, **_checked(statistic, observed, replicated)})
     return records
+
+
+def extremes(records: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence for each kind of replicates with extreme p-values. records: of `predictive_checks`."""
+    sentences = []
+    for kind in REPLICATES:
+        names = [r["statistic"].replace("_", " ") for r in records if r["replicates"] == kind and r["extreme"]]
+        if names:
+            which = "draws of the guide" if kind == "posterior" else "draws of the prior"
+            sentences.append(
+                f"{kind} predictive check: frames replicated from {which} differ from the observed ones in "
+                f"{', '.join(names)} (p-value within {EXTREME} of 0 or 1)."
+            )
+    return sentences
 
 
 def is_extreme(p_value: Any) -> Any:

@@ -95,9 +95,11 @@ def predictive_chart(records: Sequence[Mapping[str, Any]]) -> bytes:
     records: `diagnostics.predictive.predictive_checks`. One row a statistic, one column a kind of replicates, the same
     scale in both.
     """
+    from matplotlib.lines import Line2D
+
     names = list(dict.fromkeys(record["statistic"] for record in records))
     kinds = list(dict.fromkeys(record["replicates"] for record in records))
-    figure = blank_figure(5.8, 0.4 + 1.35 * len(names))
+    figure = blank_figure(5.8, 0.7 + 1.35 * len(names))
     panels = figure.subplots(len(names), len(kinds), squeeze=False, sharex="row")
     for record in records:
         axes = panels[names.index(record["statistic"])][kinds.index(record["replicates"])]
@@ -110,6 +112,9 @@ def predictive_chart(records: Sequence[Mapping[str, Any]]) -> bytes:
         axes.tick_params(labelsize=8)
         axes.locator_params(axis="x", nbins=5)
         axes.spines[["top", "right", "left"]].set_visible(False)
+    meanings = ("replicated", COLOURS[0], 6.0), ("replicated, extreme", COLOURS[1], 6.0), ("observed", "#000000", 2.0)
+    handles = [Line2D([], [], label=label, color=colour, linewidth=width) for label, colour, width in meanings]
+    figure.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="outside upper center")
     return png(figure)
 
 

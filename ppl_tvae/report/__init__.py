@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from ppl_tvae import comparison
+from ppl_tvae.diagnostics.predictive import extremes
 from ppl_tvae.errors import UserError
 from ppl_tvae.figures import FIGURES, draw_figures, old_figures
 from ppl_tvae.figures.charts import bounds_chart, training_curves
 from ppl_tvae.files import write
-from ppl_tvae.report.diagnosis import diagnosis_sections, predictive_warnings
+from ppl_tvae.report.diagnosis import diagnosis_sections
 from ppl_tvae.report.page import Code, Picture, Section, Table, Warning, page, with_error
 from ppl_tvae.runs import Run, run_at, weights_verdict
 from ppl_tvae.trained import check_place
@@ -85,7 +86,7 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
             found.append(f"{name}: estimates of earlier parameters are left out; make them again.")
         if run.diagnosis() and not run.present_diagnosis():
             found.append(f"{name}: a diagnosis of earlier parameters is left out; make it again.")
-        found += [f"{name}, {words}" for words in predictive_warnings(run)]
+        found += [f"{name}, {words}" for words in extremes(run.present_diagnosis().get("predictive_checks", []))]
         verdicts = {words for record in run.present_evaluations() if (words := weights_verdict(record))}
         found += [
             f"{name}, importance weights: {words}." for words in sorted(verdicts) if not words.startswith("reliable")

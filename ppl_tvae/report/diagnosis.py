@@ -7,7 +7,7 @@ import numpy as np
 
 from ppl_tvae.diagnostics.calibration import PROBABILITY, calibration
 from ppl_tvae.diagnostics.convergence import NOT_BELIEVABLE
-from ppl_tvae.diagnostics.predictive import EXTREME, FEWEST_DRAWS
+from ppl_tvae.diagnostics.predictive import FEWEST_DRAWS
 from ppl_tvae.figures import diagnosis_charts
 from ppl_tvae.inference.reliability import khat_limit
 from ppl_tvae.report.page import Picture, Section, Table, Warning, with_error
@@ -63,21 +63,6 @@ def _against(judged: Mapping[str, Any], compared: Mapping[str, Any]) -> list[str
     numbers.append(compared.get("difference_beyond_noise", "-"))
     numbers.append(compared.get("ratio_of_scales_quantiles", ("-",) * 3)[1])
     return [*map(str, numbers), judged["verdict"], compared["verdict"]]
-
-
-def predictive_warnings(run: Run) -> list[str]:
-    """A sentence for each kind of replicates with extreme p-values."""
-    sentences = []
-    records = run.present_diagnosis().get("predictive_checks", [])
-    for kind in ("posterior", "prior"):
-        names = [r["statistic"].replace("_", " ") for r in records if r["replicates"] == kind and r["extreme"]]
-        if names:
-            which = "draws of the guide" if kind == "posterior" else "draws of the prior"
-            sentences.append(
-                f"{kind} predictive check: frames replicated from {which} differ from the observed ones in "
-                f"{', '.join(names)} (p-value within {EXTREME} of 0 or 1)."
-            )
-    return sentences
 
 
 def _weights(found: Mapping[str, Any], charts: Mapping[str, bytes]) -> list[Any]:
