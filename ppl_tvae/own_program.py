@@ -56,12 +56,20 @@ def load_program(path: Path) -> Program:
 
 @contextmanager
 def naming_the_program(experiment: Experiment) -> Iterator[None]:
-    """What a user's own program raises when it first runs, as a sentence with the line."""
+    """What a user's own program raises when it first runs, as a sentence with the line.
+
+    Of a named one what NumPyro raises, which looks at the parameters of distributions as it is told to (`on_device`).
+    """
     try:
         yield
     except UserError:
         raise
     except (Exception, SystemExit) as error:
+        if experiment.program_file is None and "got invalid" in str(error):
+            raise UserError(
+                f"expected settings with which distributions have numbers for parameters, found: "
+                f"{str(error).partition(chr(10))[0]}; take smaller ones"
+            ) from error
         if experiment.program_file is None or is_of_memory(error):
             raise
         raise UserError(

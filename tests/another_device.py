@@ -31,6 +31,9 @@ class _Module:
     def _is_in_bad_fork(self) -> bool:
         return False
 
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return []
+
     def manual_seed_all(self, seed: int) -> None:
         pass
 
@@ -54,9 +57,14 @@ def _held(memory: Tensor) -> Tensor:
     storage = tensor.untyped_storage()
     _in_memory[storage._cdata] = memory, storage
     if len(_in_memory) % _FORGOTTEN_AFTER == 0:
-        for address in [address for address in _in_memory if torch._C._storage_Use_Count(address) == 1]:
-            del _in_memory[address]
+        forget_unused()
     return tensor
+
+
+def forget_unused() -> None:
+    """Give back the memory of tensors that are none any more."""
+    for address in [address for address in _in_memory if torch._C._storage_Use_Count(address) == 1]:
+        del _in_memory[address]
 
 
 def _memory_of(tensor: Tensor) -> Tensor:

@@ -115,7 +115,9 @@ def _check_pixels(key: str, pixels: np.ndarray, path: Path) -> None:
     if not np.isfinite(pixels).all():
         raise UserError(f"expected '{key}' to be finite, found NaN or infinity in {path}; remove or fill them.")
     if pixels.min() < 0 or pixels.max() > 1:
-        raise UserError(f"expected '{key}' in [0, 1], found {pixels.min()} to {pixels.max()} in {path}; rescale them.")
+        raise UserError(
+            f"expected '{key}' in [0, 1], found {pixels.min():.13g} to {pixels.max():.13g} in {path}; rescale them."
+        )
 
 
 def _labels(labels: Any, number: int, path: Path) -> np.ndarray:

@@ -33,6 +33,7 @@ def elsewhere(monkeypatch):
     monkeypatch.setattr(torch, "set_default_device", lambda device: set_default_device(device or another_device.NAME))
     yield
     set_default_device(None)
+    another_device.forget_unused()
 
 
 def test_the_other_device_computes_and_keeps_to_itself(elsewhere):

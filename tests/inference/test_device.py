@@ -9,6 +9,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro
 import pytest
 import torch
 
@@ -115,6 +116,14 @@ def test_small_numbers_count_as_zero_in_torch_as_in_jax():
         assert float(0.5 * small[0]) == 0
     with jax.default_device(jax.devices("cpu")[0]):
         assert float(jax.jit(lambda x: 0.5 * x)(small.numpy())[0]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:Out-of-support values")
+def test_beyond_a_support_there_is_no_density_whatever_the_host_was_told():
+    with numpyro.validation_enabled(False):
+        with jax_device.on_device("cpu", "float32"):
+            assert numpyro.distributions.Uniform(0.0, 1.0).log_prob(2.0) == -jnp.inf
+        assert not numpyro.distributions.Distribution._validate_args
 
 
 def test_two_seeds_at_once_and_a_learned_lattice_train_in_bfloat16(tmp_path, capsys):

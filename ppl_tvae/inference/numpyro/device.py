@@ -27,14 +27,15 @@ STEP_OPTIONS: dict[str, Any] = {
 def on_device(device: str, precision: str, matmul: str = "tf32") -> Iterator[None]:
     """Arrays made in this context live on "cpu" or "cuda" ("auto": whichever JAX prefers). Raises UserError.
 
-    matmul: how float32 products are computed, see `products`. The host's checks of values are put back afterwards.
+    matmul: how float32 products are computed, see `products`. The host's checks of values are on, since only with them
+    has what lies beyond a support no density there; they are put back afterwards.
     """
     place = None if device == "auto" else devices_of(device)[0]
     with (
         jax.default_device(place),
         jax.enable_x64(precision == "float64"),
         products("float32" if precision == "float64" else matmul),
-        numpyro.validation_enabled(False),
+        numpyro.validation_enabled(True),
     ):
         yield
 
