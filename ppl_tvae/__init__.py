@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ppl_tvae.inference.annealing import Annealing as Annealing
     from ppl_tvae.inference.mcmc import MCMC as MCMC
     from ppl_tvae.inference.unamortised import Unamortised as Unamortised
+    from ppl_tvae.own_training import OwnTraining as OwnTraining
     from ppl_tvae.posterior import to_datatree as to_datatree
     from ppl_tvae.program import Program as Program
     from ppl_tvae.report import write_report as write_report
@@ -35,6 +36,7 @@ _HOMES = {
     "assemble": "assembly",
     "Experiment": "config",
     "diagnose": "diagnosis",
+    "OwnTraining": "own_training",
     "to_datatree": "posterior",
     "UserError": "errors",
     "evaluate": "evaluation",

@@ -28,6 +28,14 @@ def _setting(default: Any, description: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": description, **metadata})
 
 
+# What only `train` follows: a loop of the user's own has its own ways (`trained_by`).
+_OF_TRAINING = (
+    "objective", "num_particles", "alpha", "kl_warmup_steps", "steps", "optimizer", "learning_rate", "momentum",
+    "adam_epsilon", "schedule", "warmup_steps", "clip_norm", "log_every", "evaluate_every", "validation_sequences",
+    "patience", "devices", "matmul",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Experiment:
     """What is trained, on what, and how. Raises UserError from `resolved` where settings do not fit together."""
@@ -53,6 +61,9 @@ class Experiment:
     )
     lattice_digest: str | None = _setting(None, "of your own W: which it was, noted by a run directory", noted=True)
     data_digest: str | None = _setting(None, "of your own data: which they were, noted by a run directory", noted=True)
+    trained_by: str | None = _setting(
+        None, "what found the parameters, where it was a loop of your own: noted by a run directory", noted=True
+    )
     transforms: tuple[str, ...] | None = _setting(
         None,
         "what moves, one per sequence: rotation, scale, hue, or none; of sprites scale, orientation, posX, posY",
@@ -142,6 +153,10 @@ class Experiment:
     @property
     def unused(self) -> tuple[str, ...]:
         """The settings that mean nothing with this model, such as the guide of your own program, which brings one."""
+        return (*self._unused_by_model, *(_OF_TRAINING if self.trained_by is not None else ()))
+
+    @property
+    def _unused_by_model(self) -> tuple[str, ...]:
         sizes, windows = ("num_capsules", "capsule_dim", "hidden"), ("temporal_window", "spatial_width")
         of_lattice = ("lattice", "lattice_digest", "lattice_weights", "mu", "mu_per", "epsilon", "prior_u")
         if self.program_file is not None:
@@ -159,6 +174,7 @@ class Experiment:
             if name in names:
                 drawn = self.lattice and name in ("temporal_window", "spatial_width")
                 which = f"lattice = '{self.lattice}'" if drawn else f"model '{self.model}'"
+                which = f"a loop of your own (trained_by '{self.trained_by}')" if name in _OF_TRAINING else which
                 found = getattr(self, name)
                 raise UserError(f"expected no {name} with {which}, which does not use it; found {found}")
 
@@ -301,11 +317,12 @@ def _defaults_for(experiment: Experiment) -> dict[str, Any]:
     defaults: dict[str, Any] = {
         "transforms": ("none",) if torus else moving,
         "num_timesteps": timesteps,
-        "learning_rate": {"adam": 1e-3, "sgd": 1e-4}[experiment.optimizer],
-        "num_particles": 1 if experiment.objective == "elbo" else 10,
     }
-    if experiment.objective == "renyi":
-        defaults["alpha"] = 0.5
+    if experiment.trained_by is None:
+        defaults["learning_rate"] = {"adam": 1e-3, "sgd": 1e-4}[experiment.optimizer]
+        defaults["num_particles"] = 1 if experiment.objective == "elbo" else 10
+        if experiment.objective == "renyi":
+            defaults["alpha"] = 0.5
     if experiment.program_file is not None:
         return defaults
     defaults |= {"num_capsules": 1 if torus else size, "capsule_dim": 324 if torus else size}
@@ -335,6 +352,8 @@ def _default_windows(model: str, sprites: bool, timesteps: int, capsule_dim: int
 def _check_fit(given: Experiment, resolved: Experiment) -> None:
     """Settings that this model would not use are refused, not ignored."""
     given.check_uses([s.name for s in fields(Experiment) if getattr(given, s.name) != s.default])
+    if given.trained_by is not None and not given.trained_by.strip():
+        raise UserError("expected words that say what trained the parameters (trained_by), found none; write some")
     if given.model == "torus" and resolved.num_timesteps != 1:
         raise UserError(f"expected num_timesteps 1 with model 'torus' (single frames), found {resolved.num_timesteps}")
     if given.optimizer != "adam" and given.adam_epsilon != Experiment().adam_epsilon:

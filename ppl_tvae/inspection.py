@@ -8,6 +8,7 @@ from typing import Any
 
 from ppl_tvae.assembly import assemble, data_of, renderer, resolved_for
 from ppl_tvae.config import Experiment
+from ppl_tvae.data import SequenceData
 from ppl_tvae.errors import UserError
 from ppl_tvae.files import write
 from ppl_tvae.own_program import naming_the_program
@@ -22,8 +23,19 @@ def sites(experiment: Experiment) -> list[dict[str, Any]]:
     parameter and of what is deterministic: its shape). The program runs on two sequences of the experiment's data.
     Raises UserError with what is wrong.
     """
-    with _on_two_sequences(experiment) as (checks, program, frames):
+    with _on_two_sequences(*_with_data(experiment)) as (checks, program, frames):
         return checks.site_table(program, frames)
+
+
+def parameter_shapes(experiment: Experiment, data: SequenceData) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of a resolved experiment's program, by flat name.
+
+    A program of the user's own is looked at before, as in `sites`. Raises UserError with what is wrong.
+    """
+    own = experiment.program_file is not None
+    with _on_two_sequences(experiment, data, look=own) as (checks, program, frames):
+        rows = checks.site_table(program, frames)
+    return {row["site"]: tuple(row["event_shape"]) for row in rows if row["kind"] == "parameter"}
 
 
 def draw_graph(experiment: Experiment, path: Path) -> None:
@@ -37,7 +49,7 @@ def draw_graph(experiment: Experiment, path: Path) -> None:
         raise UserError(
             "expected the package graphviz for drawing a model, found none; install it: pip install 'ppl-tvae[graph]'"
         ) from None
-    with _on_two_sequences(experiment) as (checks, program, frames):
+    with _on_two_sequences(*_with_data(experiment)) as (checks, program, frames):
         graph = checks.graph(program, frames)
     if path.suffix in (".dot", ".gv"):
         write(path, graph.source.encode())
@@ -66,17 +78,23 @@ def _shape(sizes: Sequence[int]) -> str:
     return " ".join(map(str, sizes)) or "-"
 
 
-@contextmanager
-def _on_two_sequences(experiment: Experiment) -> Iterator[tuple[Any, Program, Any]]:
-    """The backend's checks, the program, which has passed them, and frames for it."""
+def _with_data(experiment: Experiment) -> tuple[Experiment, SequenceData]:
     data = data_of(experiment)
-    resolved = resolved_for(experiment, data)
-    checks = import_module(f"ppl_tvae.inference.{resolved.backend}.checks")
-    device = import_module(f"ppl_tvae.inference.{resolved.backend}.device")
-    with device.on_device(resolved.device, resolved.precision, resolved.matmul):
-        program = assemble(resolved, resolved.backend)
-        plan = data.train_plans(resolved.seed, 0, 1, 2).at(0)
-        frames = renderer(resolved)(device.to_device(data.tables), device.to_device(plan))
-        with naming_the_program(resolved):
-            checks.check_program(program, frames, resolved.likelihood)
+    return resolved_for(experiment, data), data
+
+
+@contextmanager
+def _on_two_sequences(
+    experiment: Experiment, data: SequenceData, look: bool = True
+) -> Iterator[tuple[Any, Program, Any]]:
+    """The backend's checks, the program, which has passed them where it is looked at, and frames for it."""
+    checks = import_module(f"ppl_tvae.inference.{experiment.backend}.checks")
+    device = import_module(f"ppl_tvae.inference.{experiment.backend}.device")
+    with device.on_device(experiment.device, experiment.precision, experiment.matmul):
+        program = assemble(experiment, experiment.backend)
+        plan = data.train_plans(experiment.seed, 0, 1, 2).at(0)
+        frames = renderer(experiment)(device.to_device(data.tables), device.to_device(plan))
+        with naming_the_program(experiment):
+            if look:
+                checks.check_program(program, frames, experiment.likelihood)
             yield checks, program, frames

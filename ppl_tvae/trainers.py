@@ -25,6 +25,11 @@ def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Trainer]:
 
     Raises UserError.
     """
+    if experiment.trained_by is not None:
+        raise UserError(
+            f"expected settings of a training, found parameters that were found elsewhere (trained_by "
+            f"'{experiment.trained_by}'); go on in that loop, or leave trained_by out and train from the beginning"
+        )
     device = import_module(f"ppl_tvae.inference.{experiment.backend}.device")
     with (
         device.on_device(experiment.device, experiment.precision, experiment.matmul),

@@ -62,19 +62,20 @@ def shrunk(arguments):
 
 @pytest.fixture
 def small_api(monkeypatch):
-    """ppl_tvae.train and ppl_tvae.evaluate with a budget of seconds."""
-    train, evaluate = ppl_tvae.train, ppl_tvae.evaluate
+    """What is called of ppl_tvae, with a budget of seconds."""
+    train, evaluate, own_training = ppl_tvae.train, ppl_tvae.evaluate, ppl_tvae.OwnTraining
     few = {"steps": 2, "batch_size": 2, "validation_sequences": 2}
     small = {"hidden": (8,), "num_capsules": 2, "capsule_dim": 4}
 
     def small_train(experiment, out):
         return train(replace(experiment, **few, **small), out)
 
-    def small_evaluate(run, particles):
+    def small_evaluate(run, particles=(1, 10)):
         return evaluate(run, particles=particles[:2], max_sequences=2)
 
     monkeypatch.setattr(ppl_tvae, "train", small_train)
     monkeypatch.setattr(ppl_tvae, "evaluate", small_evaluate)
+    monkeypatch.setattr(ppl_tvae, "OwnTraining", lambda experiment: own_training(replace(experiment, **small)))
 
 
 @pytest.fixture
@@ -102,6 +103,7 @@ def test_readme_runs_from_top_to_bottom(newcomers_folder, small_api, capsys):
         "runs/tvae/figures/reconstructions.png",
         "runs/own/program.py",
         "runs/mine/config.toml",
+        "runs/own-loop/evaluation.json",
     ):
         assert (newcomers_folder / written).stat().st_size > 0, written
     run = ppl_tvae.open_run(Path("runs/tvae"))

@@ -66,7 +66,7 @@ def _described(run: Run) -> list[str]:
         experiment.likelihood,
         Path(experiment.data).name,
         experiment.backend,
-        f"{run.steps_done} of {experiment.steps}",
+        "elsewhere" if experiment.trained_by else f"{run.steps_done} of {experiment.steps}",
         str(experiment.seed),
         f"{count:,}",
     ]
@@ -80,7 +80,7 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
             found.append(
                 f"{name}: bernoulli-grey is a score of grey pixels, not a density; its figures are no log p(x)."
             )
-        if run.steps_done < experiment.steps:
+        if not experiment.trained_by and run.steps_done < experiment.steps:
             found.append(f"{name}: training has not reached its last step.")
         if len(run.present_evaluations()) < len(run.evaluations()):
             found.append(f"{name}: estimates of earlier parameters are left out; make them again.")
@@ -95,12 +95,13 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
 
 
 def _training(runs: Sequence[Run]) -> Section:
-    rows = {run.name: run.metrics() for run in runs}
+    elsewhere = [f"{run.name} was trained by {by}." for run in runs if (by := run.experiment.trained_by)]
+    rows = {run.name: run.metrics() for run in runs if not run.experiment.trained_by}
     caption = (
         "The bound that is trained, on training batches, averaged over each log interval, and the held-out ELBO that "
         "chooses the best parameters. The first row, before training, is left out."
     )
-    return Section("Training", [Picture(training_curves(rows), caption)])
+    return Section("Training", [*([Picture(training_curves(rows), caption)] if rows else []), *elsewhere])
 
 
 def _estimates(runs: Sequence[Run]) -> Section:
@@ -206,7 +207,8 @@ def _pictures(run: Run) -> Section:
 
 
 def _repeat(run: Run) -> Section:
-    program = run.experiment.program_file
+    program, trained_by = run.experiment.program_file, run.experiment.trained_by
     files = [run.path / "config.toml", *([program] if program else [])]
     command = f"ppl-tvae train --config {shlex.quote(str(run.path / 'config.toml'))} --out runs/again"
-    return Section(f"How to repeat {run.name}", [Code(command), *(Code(file.read_text()) for file in files)])
+    how = f"Its parameters are those of {trained_by}, outside of this package." if trained_by else Code(command)
+    return Section(f"How to repeat {run.name}", [how, *(Code(file.read_text()) for file in files)])

@@ -19,7 +19,7 @@ from ppl_tvae.inference.numpyro.checks import check_program
 from ppl_tvae.inference.numpyro.device import jit_step, on_gpu, to_device
 from ppl_tvae.inference.numpyro.objectives import OBJECTIVES
 from ppl_tvae.inference.numpyro.products import RoundedProducts
-from ppl_tvae.inference.numpyro.tracing import flat_name
+from ppl_tvae.inference.numpyro.tracing import flat_parameters
 from ppl_tvae.inference.objective import ELBO as HELD_OUT
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
@@ -205,12 +205,6 @@ def _calls(plans: Any) -> Iterator[tuple[Any, int]]:
         length = _FEW if num_steps <= _FEW else _MANY
         steps = start + np.minimum(np.arange(length), num_steps - 1)
         yield type(plans)(*(field[steps] for field in plans)), num_steps
-
-
-def flat_parameters(parameters: Mapping[str, Any]) -> Arrays:
-    """Parameters by flat name; a parameter that is a tree (flax modules) contributes NAME.path.of.leaf."""
-    leaves = jax.tree_util.tree_flatten_with_path(dict(parameters))[0]
-    return {flat_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def _optimizer(optimization: Optimization) -> optax.GradientTransformation:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from numpyro.distributions import Distribution, Independent, biject_to
 from numpyro.handlers import replay, seed, substitute, trace
 
@@ -78,6 +79,12 @@ def parameters_of(program: Program, flat: Mapping[str, Any], frames: jax.Array) 
     leaves, structure = jax.tree_util.tree_flatten_with_path(sites)
     check_parameters({flat_name(path): jnp.shape(leaf) for path, leaf in leaves}, flat)
     return jax.tree_util.tree_unflatten(structure, [flat[flat_name(path)] for path, _ in leaves])
+
+
+def flat_parameters(parameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Parameters by flat name; a parameter that is a tree (flax modules) contributes NAME.path.of.leaf."""
+    leaves = jax.tree_util.tree_flatten_with_path(dict(parameters))[0]
+    return {flat_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def flat_name(path: Any) -> str:

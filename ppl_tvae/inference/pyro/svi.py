@@ -23,7 +23,7 @@ from ppl_tvae.inference.pyro.checks import check_program
 from ppl_tvae.inference.pyro.device import keep_freed_memory, products_in_bfloat16, to_device
 from ppl_tvae.inference.pyro.graphs import Runner, runner_of
 from ppl_tvae.inference.pyro.objectives import OBJECTIVES, is_vectorised
-from ppl_tvae.inference.pyro.tracing import flat_name, program_traces
+from ppl_tvae.inference.pyro.tracing import flat_parameters, program_traces
 from ppl_tvae.program import Program
 
 Arrays = dict[str, np.ndarray]
@@ -122,10 +122,10 @@ class Trainer:
     def parameters(self) -> Arrays:
         """Constrained values by flat name."""
         with torch.no_grad():
-            return {
-                flat_name(name): _to_numpy(transform_to(self._store["constraints"][name])(value))
-                for name, value in self._store["params"].items()
-            }
+            constraints = self._store["constraints"]
+            return flat_parameters(
+                {name: transform_to(constraints[name])(value) for name, value in self._store["params"].items()}
+            )
 
     def state(self) -> Arrays:
         """Everything exact resumption needs, by name."""

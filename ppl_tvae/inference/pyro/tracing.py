@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pyro
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -94,6 +95,11 @@ def parameters_of(program: Program, flat: Mapping[str, Any], frames: Tensor) -> 
         shapes = {name: value.shape for name, value in pyro.get_param_store().items()}
     check_parameters({flat_name(name): shape for name, shape in shapes.items()}, flat)
     return {name: flat[flat_name(name)] for name in shapes}
+
+
+def flat_parameters(parameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Parameters by flat name; those of pyro.module are MODULE.name."""
+    return {flat_name(name): torch.as_tensor(value).numpy(force=True).copy() for name, value in parameters.items()}
 
 
 def flat_name(name: str) -> str:
