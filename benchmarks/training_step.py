@@ -54,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measured(backend: str, options: argparse.Namespace) -> list[Row]:
     """The rows of a backend and its plain twin."""
-    module, data = import_module(CONTENDERS[backend]), digit_sequences()
+    # In this order, as training does: what loads torch may have to say before how its threads wait.
+    device, module = import_module(f"ppl_tvae.inference.{backend}.device"), import_module(CONTENDERS[backend])
+    data = digit_sequences()
     rows: list[Row] = []
-    device = import_module(f"ppl_tvae.inference.{backend}.device")
     with device.on_device(options.device, "float32", options.matmul):
         for batch_size in options.batch_sizes:
             print(f"{backend}, batches of {batch_size} ...", file=sys.stderr)

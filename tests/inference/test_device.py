@@ -21,7 +21,7 @@ from ppl_tvae.inference.pyro import onednn
 from ppl_tvae.runs import Run
 from ppl_tvae.seeds import train_seeds
 from ppl_tvae.training import resume, train
-from tests.small_runs import outcome, small_training
+from tests.small_runs import outcome, small_arguments, small_training
 
 pytestmark = pytest.mark.machine_code
 
@@ -263,3 +263,18 @@ def test_products_of_one_context_do_not_outlive_another(monkeypatch):
         assert torch.equal(a @ a.t(), one)
     assert torch.equal(a @ a.t(), plain)
     torch.testing.assert_close(one, plain, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("said", "spins"), [({}, "3000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")]
+)
+def test_threads_of_torch_soon_sleep_while_they_wait(said, spins, tmp_path):
+    """As its OpenMP says of itself, in the process of a command; what a user has said to it stays."""
+    others = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    command = [sys.executable, "-m", "ppl_tvae.cli", *small_arguments(tmp_path, "pyro", tmp_path / "run", steps=1)]
+    done = subprocess.run(command, env=others | said | {"OMP_DISPLAY_ENV": "verbose"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = re.findall("GOMP_SPINCOUNT = '(.*)'", done.stderr)
+    if not found:
+        pytest.skip("torch has another OpenMP here than GNU's")
+    assert set(found) == {spins}
