@@ -89,7 +89,9 @@ def reproduce(
         draw_figures(run, old_figures(run, experiment.figures, moving), transforms=moving, device=planned.device)
         if number % len(experiment.rows) == 0:
             done = seeds[: number // len(experiment.rows)]
-            header = _header(experiment, budget, done, count, resolved[0], changes)
+            files = [figure_file(run.experiment, figure, moving) for figure in experiment.figures]
+            drawn = [file for file in files if run.figure(file).exists()]  # data without labels have no map of classes
+            header = _header(experiment, budget, done, count, resolved[0], changes, drawn)
             reproduced = Reproduced(header, experiment.columns, values, experiment.published)
             _save(reproduced, folder)
     return reproduced
@@ -228,8 +230,12 @@ def _header(
     count: int,
     first: Experiment,
     changes: Mapping[str, Any],
+    figures: Sequence[str],
 ) -> tuple[str, ...]:
-    """What was done, in words; first: one of the resolved experiments, which share what is said here."""
+    """What was done, in words; first: one of the resolved experiments, which share what is said here.
+
+    figures: the files that each run's figures have.
+    """
     own, paper = experiment.budgets[budget], experiment.budgets["paper"]
     length = f"{first.steps:,} steps of {first.batch_size} sequences, {first.optimizer} at {first.learning_rate:g}"
     if own["steps"] != first.steps:
@@ -239,7 +245,6 @@ def _header(
         length += f"{paper['learning_rate']:g}"
     over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed: no spread is known"
     score = ", a score of grey pixels and no density" if first.likelihood == "bernoulli-grey" else ""
-    figures = [figure_file(first, name, experiment.test_transforms) for name in experiment.figures]
     other = [f"changed: {', '.join(f'{name} = {value}' for name, value in changes.items())}"] if changes else []
     return (
         experiment.title,

@@ -182,6 +182,20 @@ def test_two_experiments_of_the_same_runs_have_each_its_own_pictures(small, monk
     assert old_figures(run, ["traversals"]) == ["traversals"]
 
 
+def test_only_pictures_that_are_there_are_named(small, monkeypatch):
+    """Images without labels have no map of classes."""
+    folder, settings = small
+    torus = {"model": "torus", "capsule_dim": 9, "num_capsules": 1, "transforms": ("none",), "num_timesteps": 1}
+    pictures = experiments.EXPERIMENTS["figure3"].figures
+    table = replace(experiments.EXPERIMENTS["table1"], rows={"torus": torus}, settings={"hidden": (8,)}, columns=())
+    monkeypatch.setitem(experiments.EXPERIMENTS, "figure3", replace(table, figures=pictures))
+    found = reproduction.reproduce("figure3", out=folder, **settings)
+    named = reproduction.as_text(found).partition("in each run's figures/: ")[2].partition("\n")[0].split(", ")
+    assert "torus_images.png" in named
+    assert set(named) == {path.name for path in (folder / "torus-seed0" / "figures").iterdir()}
+    assert len(named) == len(pictures) - 1
+
+
 def test_numbers_of_a_fitted_guide_and_of_another_seed_answer_other_questions(small):
     folder, settings = small
     found = reproduction.reproduce("table1", out=folder, rows=["vae"], **settings)
