@@ -12,6 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -47,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=2000, help="steps of the loop (2000)")
     options = parser.parse_args(arguments)
     try:
+        if Path(options.out).exists():  # not only when the loop has ended
+            raise ppl_tvae.UserError(f"expected a new directory, found that '{options.out}' exists; name another")
         own = ppl_tvae.OwnTraining(ppl_tvae.Experiment(model=options.model, data=options.data, backend="numpyro"))
         parameters = trained(own, options.steps)
         run = own.save_run(options.out, parameters, trained_by=f"SVI, TraceMeanField_ELBO, {options.steps} steps")

@@ -11,7 +11,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ppl_tvae import catalogue
-from ppl_tvae.config import Experiment
+from ppl_tvae.config import OWN_DIGESTS, Experiment
 from ppl_tvae.data import SequenceData, open_data, render
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.files import digest, read
@@ -155,6 +155,24 @@ def renderer(experiment: Experiment) -> Callable[[Any, Any], Any]:
         return xp.astype(drawn, getattr(xp, experiment.precision))
 
     return frames
+
+
+def check_own_files(experiment: Experiment) -> None:
+    """Raises UserError where the program or W of an experiment was edited since its digest was noted."""
+    if experiment.program_file is not None:
+        _check_is_the_same("program", experiment.program_file, experiment.program_digest)
+    if experiment.lattice:
+        _check_is_the_same("lattice", Path(experiment.lattice), experiment.lattice_digest)
+
+
+def with_own_files_noted(experiment: Experiment) -> Experiment:
+    """The experiment with digests of its program and W as they are now, and their paths from the root."""
+    noted: dict[str, Any] = {}
+    for setting, digest_name in OWN_DIGESTS.items():
+        if setting in experiment.own_files:
+            path = Path(getattr(experiment, setting)).expanduser().resolve()
+            noted |= {setting: str(path), digest_name: digest(read(path) or b"")}
+    return replace(experiment, **noted)
 
 
 def _check_is_the_same(what: str, path: Path, noted: str | None) -> None:

@@ -28,8 +28,10 @@ def _setting(default: Any, description: str, **metadata: Any) -> Any:
     return field(default=default, metadata={"help": description, **metadata})
 
 
+# Where the digests of the user's own files are noted, by the setting that names a file.
+OWN_DIGESTS = {"model": "program_digest", "lattice": "lattice_digest"}
 # What only `train` follows: a loop of the user's own has its own ways (`trained_by`).
-_OF_TRAINING = (
+OF_TRAINING = (
     "objective", "num_particles", "alpha", "kl_warmup_steps", "steps", "optimizer", "learning_rate", "momentum",
     "adam_epsilon", "schedule", "warmup_steps", "clip_norm", "log_every", "evaluate_every", "validation_sequences",
     "patience", "devices", "matmul",
@@ -153,7 +155,7 @@ class Experiment:
     @property
     def unused(self) -> tuple[str, ...]:
         """The settings that mean nothing with this model, such as the guide of your own program, which brings one."""
-        return (*self._unused_by_model, *(_OF_TRAINING if self.trained_by is not None else ()))
+        return (*self._unused_by_model, *(OF_TRAINING if self.trained_by is not None else ()))
 
     @property
     def _unused_by_model(self) -> tuple[str, ...]:
@@ -174,7 +176,7 @@ class Experiment:
             if name in names:
                 drawn = self.lattice and name in ("temporal_window", "spatial_width")
                 which = f"lattice = '{self.lattice}'" if drawn else f"model '{self.model}'"
-                which = f"a loop of your own (trained_by '{self.trained_by}')" if name in _OF_TRAINING else which
+                which = f"a loop of your own (trained_by '{self.trained_by}')" if name in OF_TRAINING else which
                 found = getattr(self, name)
                 raise UserError(f"expected no {name} with {which}, which does not use it; found {found}")
 
@@ -352,8 +354,10 @@ def _default_windows(model: str, sprites: bool, timesteps: int, capsule_dim: int
 def _check_fit(given: Experiment, resolved: Experiment) -> None:
     """Settings that this model would not use are refused, not ignored."""
     given.check_uses([s.name for s in fields(Experiment) if getattr(given, s.name) != s.default])
-    if given.trained_by is not None and not given.trained_by.strip():
-        raise UserError("expected words that say what trained the parameters (trained_by), found none; write some")
+    if given.trained_by is not None and not (given.trained_by.strip() and given.trained_by.isprintable()):
+        raise UserError(
+            f"expected a line of words that say what trained the parameters (trained_by), found {given.trained_by!r}"
+        )
     if given.model == "torus" and resolved.num_timesteps != 1:
         raise UserError(f"expected num_timesteps 1 with model 'torus' (single frames), found {resolved.num_timesteps}")
     if given.optimizer != "adam" and given.adam_epsilon != Experiment().adam_epsilon:

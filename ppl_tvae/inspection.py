@@ -11,6 +11,7 @@ from ppl_tvae.config import Experiment
 from ppl_tvae.data import SequenceData
 from ppl_tvae.errors import UserError
 from ppl_tvae.files import write
+from ppl_tvae.inference.sites import ParameterSpace
 from ppl_tvae.own_program import naming_the_program
 from ppl_tvae.program import Program
 from ppl_tvae.tables import aligned
@@ -27,15 +28,15 @@ def sites(experiment: Experiment) -> list[dict[str, Any]]:
         return checks.site_table(program, frames)
 
 
-def parameter_shapes(experiment: Experiment, data: SequenceData) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter of a resolved experiment's program, by flat name.
+def parameter_spaces(experiment: Experiment, data: SequenceData) -> dict[str, ParameterSpace]:
+    """Where each parameter of a resolved experiment's program lies, by flat name.
 
     A program of the user's own is looked at before, as in `sites`. Raises UserError with what is wrong.
     """
     own = experiment.program_file is not None
     with _on_two_sequences(experiment, data, look=own) as (checks, program, frames):
-        rows = checks.site_table(program, frames)
-    return {row["site"]: tuple(row["event_shape"]) for row in rows if row["kind"] == "parameter"}
+        spaces: dict[str, ParameterSpace] = checks.parameter_spaces(program, frames)
+    return spaces
 
 
 def draw_graph(experiment: Experiment, path: Path) -> None:

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from ppl_tvae.assembly import assemble, data_of, renderer, resolved_for
-from ppl_tvae.config import Experiment
+from ppl_tvae.assembly import assemble, check_own_files, data_of, renderer, resolved_for, with_own_files_noted
+from ppl_tvae.config import OF_TRAINING, Experiment
 from ppl_tvae.data import check_split
-from ppl_tvae.errors import UserError, check_count
-from ppl_tvae.inspection import parameter_shapes
+from ppl_tvae.errors import UserError, check_count, check_is
+from ppl_tvae.inference.sites import ParameterSpace
+from ppl_tvae.inspection import parameter_spaces
 from ppl_tvae.program import Program
 from ppl_tvae.runs import Run, check_new, create_run
 
 _PLANS_AT_ONCE = 64
-_UNSAID = "a loop of its own"
 
 
 class OwnTraining:
@@ -30,19 +30,30 @@ class OwnTraining:
         run = own.save_run("runs/mine", svi.get_params(state), trained_by="SVI with Trace_ELBO, 2,000 steps")
         ppl_tvae.evaluate(run, estimators="ais")
 
-    experiment: the experiment, resolved with what its data decide. How it is trained is the loop's alone, so a setting
-    that only `ppl_tvae.train` follows (steps, optimizer, objective, ...) is refused.
+    experiment: the experiment, resolved with what its data decide; program and W are those that lie in their files now.
+    How it is trained is the loop's alone, so settings that only `ppl_tvae.train` follows (steps, optimizer, ...) are
+    refused.
     """
 
     def __init__(self, experiment: Experiment) -> None:
         """Opens the data. Raises UserError."""
-        experiment = replace(experiment, trained_by=_UNSAID)
+        check_is("experiment", experiment, Experiment)
+        if given := [name for name in OF_TRAINING if getattr(experiment, name) != getattr(Experiment(), name)]:
+            raise UserError(
+                f"expected no settings that only ppl_tvae.train follows, found {', '.join(given)}; leave them out (of "
+                f"a run's experiment, name those that you want in a new one)"
+            )
+        experiment = replace(experiment, trained_by=experiment.trained_by or "a loop of its own")
         self._data = data_of(experiment)
-        self.experiment = resolved_for(experiment, self._data)
+        self.experiment = with_own_files_noted(resolved_for(experiment, self._data))
 
     @cached_property
     def program(self) -> Program:
-        """The model and the guide of the experiment's backend, functions of frames. Raises UserError."""
+        """The model and the guide of the experiment's backend, functions of frames.
+
+        One of the user's own is looked at first, as before a training. Raises UserError with what is wrong with it.
+        """
+        _ = self._parameters
         return assemble(self.experiment, self.experiment.backend)
 
     def batches(self, first_step: int = 0) -> Iterator[np.ndarray]:
@@ -64,23 +75,27 @@ class OwnTraining:
         check_count("limit", limit)
         return np.asarray(renderer(self.experiment)(self._data.tables, self._data.plan(split, limit)))
 
-    def save_run(self, out: Path | str, parameters: Any, *, trained_by: str = _UNSAID) -> Run:
+    def save_run(self, out: Path | str, parameters: Any, *, trained_by: str | None = None) -> Run:
         """A new run directory of the loop's parameters, for all that can be asked of a trained run.
 
         parameters: constrained values by name, as NumPyro's `svi.get_params(state)` or Pyro's `get_param_store()` has
-        them, or by flat name, as `Run.parameters` gives them. trained_by: what there is to say of the loop, which the
-        run keeps. Before anything is written a program of the user's own is looked at as before a training. Raises
-        UserError for what is wrong with it, and for values that are missing, left over, of another shape or not finite.
+        them, or by flat name, as `Run.parameters` gives them. trained_by: a line on the loop, which the run keeps; else
+        the experiment's. Raises UserError, before anything is written, for values that are missing, left over, of
+        another shape, not finite or beyond their constraint, and where program or W have been edited meanwhile.
         """
         check_new(Path(out))
-        if not isinstance(trained_by, str):
-            raise UserError(f"expected words that say what trained the parameters (trained_by), found {trained_by!r}")
-        experiment = replace(self.experiment, trained_by=trained_by).resolved()
+        experiment = self.experiment if trained_by is None else replace(self.experiment, trained_by=trained_by)
+        experiment = experiment.resolved()
         values = _flat(experiment, parameters)
-        _check_are_of(parameter_shapes(experiment, self._data), values)
+        _check_are_of(self._parameters, values, experiment.precision)
+        check_own_files(experiment)
         run = create_run(Path(out), experiment)
         run.save_parameters(values)
         return run
+
+    @cached_property
+    def _parameters(self) -> dict[str, ParameterSpace]:
+        return parameter_spaces(self.experiment, self._data)
 
     def _rendered(self, step: int) -> Iterator[np.ndarray]:
         draw, experiment = renderer(self.experiment), self.experiment
@@ -92,22 +107,28 @@ class OwnTraining:
 
 
 def _flat(experiment: Experiment, parameters: Any) -> dict[str, np.ndarray]:
-    """By flat name, in the experiment's precision. Raises UserError where these are no arrays by name."""
+    """By flat name, in the experiment's precision. Raises UserError where these are no numbers by name."""
     tracing = import_module(f"ppl_tvae.inference.{experiment.backend}.tracing")
     try:
-        flat = tracing.flat_parameters(dict(parameters.items()))
-        return {name: np.asarray(value).astype(experiment.precision) for name, value in flat.items()}
+        flat = {name: np.asarray(value) for name, value in tracing.flat_parameters(dict(parameters.items())).items()}
+    except UserError:
+        raise
     except (AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
             f"expected parameters as arrays by name, such as those of the parameter store of '{experiment.backend}', "
             f"found {type(parameters).__name__}: {error}"
         ) from error
+    for name, value in flat.items():
+        if value.dtype.kind in "bcOSU":
+            raise UserError(f"expected real numbers for the parameter '{name}', found {value.dtype}")
+    with np.errstate(over="ignore"):  # is told as what is not finite
+        return {name: value.astype(experiment.precision) for name, value in flat.items()}
 
 
-def _check_are_of(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, np.ndarray]) -> None:
-    """Raises UserError unless these are all the parameters of a program, in their shapes, and finite."""
-    for name in dict.fromkeys([*shapes, *values]):
-        wanted = f"of shape {shapes[name]}" if name in shapes else "nowhere"
+def _check_are_of(spaces: Mapping[str, ParameterSpace], values: Mapping[str, np.ndarray], precision: str) -> None:
+    """Raises UserError unless these are all the parameters of a program, each within its space."""
+    for name in dict.fromkeys([*spaces, *values]):
+        wanted = f"of shape {spaces[name].shape}" if name in spaces else "nowhere"
         found = f"of shape {values[name].shape}" if name in values else "nowhere"
         if wanted != found:
             raise UserError(
@@ -115,4 +136,9 @@ def _check_are_of(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str, np
                 f"prints all that a program has"
             )
         if not np.isfinite(values[name]).all():
-            raise UserError(f"expected finite values of the parameter '{name}', found others; train again")
+            raise UserError(f"expected values of the parameter '{name}' that are finite in {precision}, found others")
+        if not spaces[name].contains(values[name]):
+            raise UserError(
+                f"expected values of the parameter '{name}' within its constraint, {spaces[name].constraint}, found "
+                f"others; give constrained values, as svi.get_params(state) or pyro.get_param_store() have them"
+            )

@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from ppl_tvae.config import Experiment, read_toml
+from ppl_tvae.config import OWN_DIGESTS, Experiment, read_toml
 from ppl_tvae.errors import UserError
 from ppl_tvae.files import alone_in, claimed, digest, read, write, writing_to
 from ppl_tvae.plain import from_json, to_json
@@ -41,9 +41,8 @@ Arrays = dict[str, np.ndarray]
 # What an estimate found, as opposed to what was asked: two records that differ only in these are the same question.
 _RESULTS = ("parameters", "value", "standard_error", "bits_per_dimension", "notes", "seconds", "per_sequence")
 METRICS = ("step", "loss", "elbo_per_frame", "learning_rate", "frames_per_second", "seconds")
-# The run's copies of the user's own files, by the setting that names them, and where their digests are noted.
+# The run's copies of the user's own files, by the setting that names them.
 OWN_COPIES = {"model": "program.py", "lattice": "lattice.npy"}
-_DIGESTS = {"model": "program_digest", "lattice": "lattice_digest"}
 
 
 @dataclass(frozen=True)
@@ -313,7 +312,7 @@ def _with_own_files(experiment: Experiment, path: Path) -> Experiment:
                     f"choose another --out"
                 )
             write(copy, content)
-            copies |= {setting: str(copy), _DIGESTS[setting]: digest(content)}
+            copies |= {setting: str(copy), OWN_DIGESTS[setting]: digest(content)}
     return replace(experiment, **copies)
 
 

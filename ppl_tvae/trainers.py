@@ -19,17 +19,22 @@ from ppl_tvae.models.initial import shared_draws
 from ppl_tvae.own_program import naming_the_program
 
 
+def check_is_trained_here(experiment: Experiment) -> None:
+    """Raises UserError for the settings of a run whose parameters a loop of the user's own has found."""
+    if experiment.trained_by is not None:
+        raise UserError(
+            f"expected a run that this package trains, found one whose parameters a loop of your own has found "
+            f"(trained_by '{experiment.trained_by}'); go on in that loop, or train without the setting trained_by"
+        )
+
+
 @contextmanager
 def trainer_of(experiment: Experiment, data: SequenceData) -> Iterator[Trainer]:
     """The backend's trainer of a resolved experiment, at its initial parameters, while its device is the default.
 
     Raises UserError.
     """
-    if experiment.trained_by is not None:
-        raise UserError(
-            f"expected settings of a training, found parameters that were found elsewhere (trained_by "
-            f"'{experiment.trained_by}'); go on in that loop, or leave trained_by out and train from the beginning"
-        )
+    check_is_trained_here(experiment)
     device = import_module(f"ppl_tvae.inference.{experiment.backend}.device")
     with (
         device.on_device(experiment.device, experiment.precision, experiment.matmul),

@@ -20,7 +20,7 @@ from ppl_tvae.inference.interfaces import Trainer
 from ppl_tvae.loop import Loop, run_to_end
 from ppl_tvae.own_program import naming_the_program
 from ppl_tvae.runs import Checkpoint, Run, check_new, create_run, open_run
-from ppl_tvae.trainers import optimization_of, trainer_of
+from ppl_tvae.trainers import check_is_trained_here, optimization_of, trainer_of
 
 # What may be another when a run goes on: how far, and where it computes and finds its data.
 CHANGEABLE = ("steps", "device", "devices", "data_dir")
@@ -62,6 +62,7 @@ def resume(
     own, given = open_run(Path(path)), {
         "steps": steps, "device": device, "devices": devices, "data_dir": data_dir,
     }  # fmt: skip
+    check_is_trained_here(own.experiment)
     changes = {name: value for name, value in given.items() if value is not None}
     experiment = experiment_from(own.experiment.to_mapping() | changes).resolved()
     run = replace(own, experiment=experiment)

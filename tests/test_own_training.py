@@ -15,9 +15,10 @@ from numpyro.optim import Adam
 
 import ppl_tvae
 from ppl_tvae.assembly import data_of, renderer
-from ppl_tvae.config import Experiment
+from ppl_tvae.config import OF_TRAINING, Experiment
 from ppl_tvae.inference.numpyro.device import to_device as to_jax
 from ppl_tvae.inference.pyro.device import to_device as to_torch
+from ppl_tvae.runs import OWN_COPIES
 from ppl_tvae.trained import evaluator
 from tests.documents import ROOT
 from tests.small_runs import BACKENDS, files_in, small_training
@@ -32,6 +33,17 @@ def own_experiment(folder, backend="numpyro", **settings):
     names = ("validation_sequences", "log_every", "evaluate_every", "steps")
     unset = {name: getattr(Experiment(), name) for name in names}
     return small_training(folder, backend, **unset | settings)
+
+
+def of_modules(folder, form, model=None):
+    """Sequences and a program with torch modules, in files of the folder."""
+    networks, decoder, encoder = FORMS[form]
+    (folder / "own.py").write_text(PROGRAM.format(networks=networks, decoder=decoder, encoder=encoder))
+    np.savez(folder / "ready.npz", sequences=np.random.default_rng(0).random((20, 3, 2, 2, 1)))
+    return Experiment(
+        model=model or str(folder / "own.py"), backend="pyro", data=str(folder / "ready.npz"), likelihood="normal",
+        batch_size=4,
+    )  # fmt: skip
 
 
 def evaluated(run, **asked):
@@ -128,14 +140,7 @@ def test_what_the_hosts_svi_finds_is_a_run(tmp_path, backend):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_modules_of_an_own_program_are_evaluated_with_the_loops_weights(tmp_path, form):
-    networks, decoder, encoder = FORMS[form]
-    program = tmp_path / "own.py"
-    program.write_text(PROGRAM.format(networks=networks, decoder=decoder, encoder=encoder))
-    np.savez(tmp_path / "ready.npz", sequences=np.random.default_rng(0).random((20, 3, 2, 2, 1)))
-    experiment = Experiment(
-        model=str(program), backend="pyro", data=str(tmp_path / "ready.npz"), likelihood="normal", batch_size=4
-    )
-    own = ppl_tvae.OwnTraining(experiment)
+    own = ppl_tvae.OwnTraining(of_modules(tmp_path, form))
     found = host_loop(own)
     run = own.save_run(tmp_path / "run", found, trained_by=BY)
     assert set(run.parameters()) == {"decoder.weight", "decoder.bias", "encoder.weight", "encoder.bias"}
@@ -144,7 +149,7 @@ def test_modules_of_an_own_program_are_evaluated_with_the_loops_weights(tmp_path
     moved = {name: value + 0.5 for name, value in run.parameters().items()}
     other = own.save_run(tmp_path / "other", moved)
     assert evaluated(run) != evaluated(other)
-    assert (run.path / "program.py").read_bytes() == program.read_bytes()
+    assert (run.path / "program.py").read_bytes() == (tmp_path / "own.py").read_bytes()
 
 
 def test_all_that_asks_a_run_asks_this_one(tmp_path):
@@ -171,11 +176,15 @@ def test_all_that_asks_a_run_asks_this_one(tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [{"steps": 10}, {"optimizer": "sgd"}, {"learning_rate": 0.1}, {"objective": "iwae"}, {"matmul": "float32"},
-     {"devices": 2}, {"num_particles": 3}, {"clip_norm": 1.0}, {"patience": 2}, {"validation_sequences": 8}],
+     {"devices": 2}, {"num_particles": 3}, {"clip_norm": 1.0}, {"steps": 10, "patience": 2, "validation_sequences": 8}],
 )  # fmt: skip
-def test_settings_of_a_training_are_refused(tmp_path, settings):
-    with pytest.raises(ppl_tvae.UserError, match=f"expected no {next(iter(settings))} with a loop of your own"):
+def test_settings_of_a_training_are_refused_together(tmp_path, settings):
+    in_order = [name for name in OF_TRAINING if name in settings]
+    with pytest.raises(ppl_tvae.UserError, match=f"only ppl_tvae.train follows, found {', '.join(in_order)};"):
         ppl_tvae.OwnTraining(own_experiment(tmp_path, **settings))
+    config = replace(own_experiment(tmp_path, **settings), trained_by=BY)  # as somebody may write a run's
+    with pytest.raises(ppl_tvae.UserError, match="with a loop of your own"):
+        config.resolved()
 
 
 def test_settings_of_a_training_are_not_noted(tmp_path):
@@ -192,15 +201,22 @@ def test_settings_of_a_training_are_not_noted(tmp_path):
         (lambda values: values | {"stray": np.zeros(3)}, "expected 'stray' nowhere among the parameters.*found it of"),
         (lambda values: {name: values[name] for name in values if name != "mu"}, r"'mu' of shape \(\).*found it nowh"),
         (lambda values: values | {"mu": np.zeros(2)}, r"'mu' of shape \(\).*found it of shape \(2,\)"),
-        (lambda values: values | {"mu": np.array(np.nan)}, "expected finite values of the parameter 'mu'"),
-        (lambda values: values | {"mu": "thirty"}, "expected parameters as arrays by name"),
+        (lambda values: values | {"mu": np.array(np.nan)}, "parameter 'mu' that are finite in float32, found others"),
+        (lambda values: values | {"mu": "30"}, "expected parameters as arrays by name|expected real numbers.*'mu'"),
+        (lambda values: values | {"mu": np.array(True)}, "expected real numbers for the parameter 'mu', found bool"),
+        (lambda values: values | {"mu": np.array(1j)}, "expected real numbers for the parameter 'mu', found complex"),
+        (lambda values: values | {"mu": 1e39}, "parameter 'mu' that are finite in float32"),
+        (
+            lambda values: values | {"likelihood.scale": np.array(-1.6)},
+            "'likelihood.scale' within its constraint, ",
+        ),
         (lambda values: list(values), "expected parameters as arrays by name.*found list"),
         (lambda values: None, "expected parameters as arrays by name.*found NoneType"),
     ],
 )
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_other_parameters_are_refused_before_anything_is_written(tmp_path, backend, change, words):
-    own = ppl_tvae.OwnTraining(own_experiment(tmp_path, backend))
+    own = ppl_tvae.OwnTraining(own_experiment(tmp_path, backend, likelihood="normal"))
     values = as_numpy(host_loop(own))
     with pytest.raises(ppl_tvae.UserError, match=words):
         own.save_run(tmp_path / "run", change(values))
@@ -208,12 +224,54 @@ def test_other_parameters_are_refused_before_anything_is_written(tmp_path, backe
     own.save_run(tmp_path / "run", values)
 
 
-@pytest.mark.parametrize("words", ["", " ", 3, None])
+@pytest.mark.parametrize("words", ["", " ", 3, "two\nlines", "\ud800"])
 def test_a_run_says_what_trained_it(tmp_path, words):
     own = ppl_tvae.OwnTraining(own_experiment(tmp_path))
     with pytest.raises(ppl_tvae.UserError, match="trained_by"):
         own.save_run(tmp_path / "run", host_loop(own), trained_by=words)
     assert not (tmp_path / "run").exists()
+
+
+def test_what_the_experiment_says_of_the_loop_is_kept(tmp_path):
+    own = ppl_tvae.OwnTraining(replace(own_experiment(tmp_path), trained_by=BY))
+    assert own.save_run(tmp_path / "run", host_loop(own)).experiment.trained_by == BY
+    with pytest.raises(ppl_tvae.UserError, match="expected experiment as ppl_tvae"):
+        ppl_tvae.OwnTraining("tvae")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_parameters_with_one_flat_name_are_refused(tmp_path, backend):
+    own = ppl_tvae.OwnTraining(own_experiment(tmp_path, backend))
+    values = as_numpy(host_loop(own))
+    twice = {"decoder": {"0.weight": values["decoder.0.weight"]}} if backend == "numpyro" else {
+        "decoder$$$0.weight": values["decoder.0.weight"]
+    }  # fmt: skip
+    with pytest.raises(ppl_tvae.UserError, match=r"found two with 'decoder\.0\.weight'"):
+        own.save_run(tmp_path / "run", values | twice)
+
+
+@pytest.mark.parametrize(("setting", "what"), [("model", "program"), ("lattice", "lattice")])
+def test_files_are_those_that_the_loop_began_with(tmp_path, monkeypatch, setting, what):
+    """A relative path is one from where the loop began; what was edited meanwhile is not what was trained."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    if setting == "model":
+        file, experiment = tmp_path / "own.py", of_modules(tmp_path, "kept", model="own.py")
+    else:
+        file, experiment = tmp_path / "W.npy", own_experiment(tmp_path, lattice="W.npy")
+        np.save(file, np.eye(16) + 1)
+    own = ppl_tvae.OwnTraining(experiment)
+    values, before = host_loop(own), file.read_bytes()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    file.write_bytes(before + b"\n")
+    with pytest.raises(
+        ppl_tvae.UserError, match=f"expected the {'program' if setting == 'model' else 'lattice'} whose"
+    ):
+        own.save_run("run", values)
+    assert not (tmp_path / "elsewhere" / "run").exists()
+    file.write_bytes(before)
+    own.save_run("run", values)
+    assert (tmp_path / "elsewhere" / "run" / OWN_COPIES[setting]).read_bytes() == before
 
 
 def test_an_existing_directory_is_left_alone(tmp_path):
@@ -225,7 +283,7 @@ def test_an_existing_directory_is_left_alone(tmp_path):
     assert files_in(run.path) == before
 
 
-def test_a_wrong_program_is_told_before_anything_is_written(tmp_path):
+def test_a_wrong_program_is_told_before_the_loop_begins(tmp_path):
     program = tmp_path / "own.py"
     program.write_text(
         "import numpyro\nimport numpyro.distributions as dist\n\n\n"
@@ -235,6 +293,8 @@ def test_a_wrong_program_is_told_before_anything_is_written(tmp_path):
     )
     own = ppl_tvae.OwnTraining(own_experiment(tmp_path, num_capsules=None, capsule_dim=None, hidden=None,
                                               model=str(program), likelihood="normal"))  # fmt: skip
+    with pytest.raises(ppl_tvae.UserError, match="expected a model with latents to infer, found none"):
+        _ = own.program
     with pytest.raises(ppl_tvae.UserError, match="expected a model with latents to infer, found none"):
         own.save_run(tmp_path / "run", {"a": np.array(0.5)})
     assert not (tmp_path / "run").exists()
@@ -246,14 +306,14 @@ def test_such_a_run_is_not_trained_by_us(tmp_path):
     before = files_in(run.path)
     with pytest.raises(ppl_tvae.UserError, match=f"trained_by '{BY}'"):
         ppl_tvae.resume(run.path)
-    with pytest.raises(ppl_tvae.UserError, match="expected no steps with a loop of your own"):
+    with pytest.raises(ppl_tvae.UserError, match=f"trained_by '{BY}'"):
         ppl_tvae.resume(run.path, steps=10)
     with pytest.raises(ppl_tvae.UserError, match=f"trained_by '{BY}'"):
         ppl_tvae.train(run.experiment, tmp_path / "again", quiet=True)
     with pytest.raises(ppl_tvae.UserError, match=f"trained_by '{BY}'"):
         ppl_tvae.train_seeds(run.experiment, 2, tmp_path / "seeds", quiet=True)
-    kept = {name: content for name, content in files_in(run.path).items() if not name.startswith("state")}
-    assert kept == before
+    assert files_in(run.path) == before
+    assert not (run.path / "state").exists()
     assert not (tmp_path / "again").exists()
 
 

@@ -1,10 +1,15 @@
 """Programs whose networks are torch modules of the file: what is trained is what is evaluated, and --seed begins it."""
 
 import numpy as np
+import pyro
 import pytest
+import torch
+from pyro.nn import PyroModule, PyroParam
+from torch.distributions import constraints
 
 from ppl_tvae import Experiment, evaluate, train
 from ppl_tvae.assembly import data_of
+from ppl_tvae.inference.pyro.tracing import parameters_as
 from ppl_tvae.runs import open_run
 from ppl_tvae.trained import evaluator
 
@@ -86,3 +91,34 @@ def test_modules_are_evaluated_with_the_parameters_of_the_run(tmp_path, form):
         np.testing.assert_allclose(ready.decode(z, "z").reshape(5, 12), z @ weight.T + bias, rtol=1e-4, atol=1e-5)
     first, second = (evaluate(run, estimators="elbo", particles=20, device="cpu", quiet=True)[0] for _ in range(2))
     assert first["value"] == second["value"]
+
+
+def test_a_constrained_parameter_that_is_registered_twice_keeps_its_value():
+    """A PyroParam is in the store under its name, and unconstrained under the module's where pyro.module has it."""
+
+    class Encoder(PyroModule):
+        def __init__(self):
+            super().__init__()
+            self.scale = PyroParam(torch.tensor(2.0), constraint=constraints.positive)
+
+        def forward(self):
+            return self.scale
+
+    encoder = Encoder()
+
+    def guide():
+        pyro.module("encoder", encoder)
+        return encoder()
+
+    with pyro.get_param_store().scope(), torch.no_grad():
+        guide()
+        scale = pyro.get_param_store()["scale"]
+        trained = {name: value.clone() for name, value in pyro.get_param_store().items()}
+        assert len(trained) == 2
+        for value in (3.0, 0.5):
+            given = trained | {"scale": torch.tensor(value), "encoder$$$scale_unconstrained": torch.tensor(value).log()}
+            for _ in range(2):  # the module has the tensors of the time before
+                with parameters_as(given):
+                    assert [guide().item() for _ in range(3)] == [value] * 3
+                assert given["scale"].item() == value
+    assert scale.item() == pytest.approx(2.0)

@@ -28,6 +28,15 @@ def check_parameters(shapes: Mapping[str, tuple[int, ...]], values: Mapping[str,
             )
 
 
+def check_flat_names(names: Iterable[str]) -> None:
+    """Raises UserError where two parameters have one flat name, such as 'net.w' beside a 'w' in a tree 'net'."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise UserError(f"expected a flat name of its own for each parameter, found two with '{name}'; rename one")
+        seen.add(name)
+
+
 def without_coordinates(name: str, support: Any) -> UserError:
     """What is said of a latent whose support no bijection reaches from the reals."""
     return UserError(

@@ -4,14 +4,24 @@ A site is a dictionary of the host's. Of its keys both hosts have "fn", the dist
 "cond_indep_stack", the plates around it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from ppl_tvae.program import PLATE
 
 Site = dict[str, Any]
 
 _WRAPPERS = ("Independent", "ExpandedDistribution", "MaskedDistribution")
+
+
+class ParameterSpace(NamedTuple):
+    """Where the values of a parameter lie: of what shape, and within what constraint of the host's, in words."""
+
+    shape: tuple[int, ...]
+    constraint: str
+    contains: Callable[[np.ndarray], bool]
 
 
 def plate_axis(site: Site) -> int:

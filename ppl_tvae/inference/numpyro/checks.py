@@ -44,7 +44,7 @@ from ppl_tvae.inference.numpyro.tracing import (
     traced,
 )
 from ppl_tvae.inference.order import MOST_COPIES, Look, check_order, other_values
-from ppl_tvae.inference.sites import Site, distribution_name, plate_axis, site_row, unwrapped
+from ppl_tvae.inference.sites import ParameterSpace, Site, distribution_name, plate_axis, site_row, unwrapped
 from ppl_tvae.program import OBSERVED, PLATE, Program
 
 _ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes
@@ -97,6 +97,22 @@ def site_table(program: Program, frames: jax.Array) -> list[dict[str, Any]]:
                 for path, leaf in jax.tree_util.tree_flatten_with_path({name: site["value"]})[0]:
                     rows.append(site_row(part, flat_name(path), kind, "", (), jnp.shape(leaf)))
     return rows
+
+
+def parameter_spaces(program: Program, frames: jax.Array) -> dict[str, ParameterSpace]:
+    """Where the parameters of the guide and of the model lie, by flat name."""
+    spaces = {}
+    for part in program_traces(program, {}, jax.random.key(0), frames):
+        for name, site in part.items():
+            if site["type"] == "param":
+                constraint = site["kwargs"].get("constraint", constraints.real)
+
+                def contains(value: np.ndarray, constraint: Any = constraint) -> bool:
+                    return bool(jnp.all(constraint(jnp.asarray(value))))
+
+                for path, leaf in jax.tree_util.tree_flatten_with_path({name: site["value"]})[0]:
+                    spaces[flat_name(path)] = ParameterSpace(jnp.shape(leaf), str(constraint), contains)
+    return spaces
 
 
 def graph(program: Program, frames: jax.Array) -> Any:

@@ -13,7 +13,7 @@ from numpyro.distributions import Distribution, Independent, biject_to
 from numpyro.handlers import replay, seed, substitute, trace
 
 from ppl_tvae.errors import NoFrameScore, UserError
-from ppl_tvae.inference.mistakes import changing_support, check_parameters, without_coordinates
+from ppl_tvae.inference.mistakes import changing_support, check_flat_names, check_parameters, without_coordinates
 from ppl_tvae.inference.sites import Site, masks
 from ppl_tvae.program import PLATE, Program
 
@@ -82,8 +82,12 @@ def parameters_of(program: Program, flat: Mapping[str, Any], frames: jax.Array) 
 
 
 def flat_parameters(parameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Parameters by flat name; a parameter that is a tree (flax modules) contributes NAME.path.of.leaf."""
+    """Parameters by flat name; a parameter that is a tree (flax modules) contributes NAME.path.of.leaf.
+
+    Raises UserError where two have one name.
+    """
     leaves = jax.tree_util.tree_flatten_with_path(dict(parameters))[0]
+    check_flat_names(flat_name(path) for path, _ in leaves)
     return {flat_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 

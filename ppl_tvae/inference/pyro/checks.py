@@ -44,11 +44,12 @@ from ppl_tvae.inference.pyro.tracing import (
     log_joint,
     log_prob,
     observed_sites,
+    program_traces,
     replayed,
     total,
     traced,
 )
-from ppl_tvae.inference.sites import Site, distribution_name, made_of, plate_axis, site_row, unwrapped
+from ppl_tvae.inference.sites import ParameterSpace, Site, distribution_name, made_of, plate_axis, site_row, unwrapped
 from ppl_tvae.program import OBSERVED, PLATE, Program
 
 _ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes
@@ -97,6 +98,22 @@ def site_table(program: Program, frames: Tensor) -> list[dict[str, Any]]:
                 elif site["type"] == "param":
                     rows.append(site_row(part, flat_name(name), "parameter", "", (), site["value"].shape))
     return rows
+
+
+def parameter_spaces(program: Program, frames: Tensor) -> dict[str, ParameterSpace]:
+    """Where the parameters of the guide and of the model lie, by flat name."""
+    spaces = {}
+    with pyro.get_param_store().scope(), torch.no_grad(), torch.random.fork_rng():
+        program_traces(program, frames)
+        constraints = pyro.get_param_store().get_state()["constraints"]
+        for name, leaf in pyro.get_param_store().items():
+            constraint = constraints[name]
+
+            def contains(value: np.ndarray, constraint: Any = constraint) -> bool:
+                return bool(constraint.check(torch.as_tensor(value)).all())
+
+            spaces[flat_name(name)] = ParameterSpace(tuple(leaf.shape), str(constraint), contains)
+    return spaces
 
 
 def graph(program: Program, frames: Tensor) -> Any:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Independent, biject_to, constraints
 
 from ppl_tvae.errors import NoFrameScore, UserError
-from ppl_tvae.inference.mistakes import changing_support, check_parameters, without_coordinates
+from ppl_tvae.inference.mistakes import changing_support, check_flat_names, check_parameters, without_coordinates
 from ppl_tvae.inference.sites import Site, distribution_name, masks
 from ppl_tvae.program import PLATE, Program
 
@@ -32,9 +32,12 @@ def parameters_as(parameters: Mapping[str, Tensor]) -> Iterator[None]:
 
     The values are copied into the torch modules of the program too, and stay there.
     """
+    # A PyroModule takes what the store has for its PyroParam NAME as its own Parameter NAME_unconstrained, to which
+    # `_ModulesFollow` writes where the program gives it to pyro.module too. These are not to be the caller's values.
+    registered_twice = any(name.endswith("_unconstrained") for name in parameters)
     with pyro.get_param_store().scope():
         for name, value in parameters.items():
-            pyro.get_param_store()[name] = value.detach()
+            pyro.get_param_store()[name] = value.detach().clone() if registered_twice else value.detach()
         with _ModulesFollow():
             yield
 
@@ -48,7 +51,11 @@ class _ModulesFollow(Messenger):
 
     def _pyro_post_param(self, msg: Any) -> None:
         own, value = (*msg["args"], None)[1], msg["value"]
-        if isinstance(own, torch.nn.Parameter) and own is not value and self._written.get(own) is not value:
+        if not isinstance(own, torch.nn.Parameter):
+            return
+        # A PyroParam's Parameter has become the store's own, under its name; pyro.module offers it under another.
+        is_of_another = pyro.get_param_store().param_name(own) not in (None, msg["name"])
+        if not is_of_another and own is not value and self._written.get(own) is not value:
             if not torch.equal(own, value):  # a write would spoil what autograd has kept of it
                 with torch.no_grad():
                     own.copy_(value)
@@ -98,7 +105,8 @@ def parameters_of(program: Program, flat: Mapping[str, Any], frames: Tensor) -> 
 
 
 def flat_parameters(parameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Parameters by flat name; those of pyro.module are MODULE.name."""
+    """Parameters by flat name; those of pyro.module are MODULE.name. Raises UserError where two have one name."""
+    check_flat_names(map(flat_name, parameters))
     return {flat_name(name): torch.as_tensor(value).numpy(force=True).copy() for name, value in parameters.items()}
 
 
