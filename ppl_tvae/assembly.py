@@ -1,5 +1,6 @@
 """From an experiment to its program and to its data."""
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -166,12 +167,12 @@ def check_own_files(experiment: Experiment) -> None:
 
 
 def with_own_files_noted(experiment: Experiment) -> Experiment:
-    """The experiment with digests of its program and W as they are now, and their paths from the root."""
+    """The experiment with the paths of its files from the root, and digests of its program and W as they are now."""
     noted: dict[str, Any] = {}
-    for setting, digest_name in OWN_DIGESTS.items():
-        if setting in experiment.own_files:
-            path = Path(getattr(experiment, setting)).expanduser().resolve()
-            noted |= {setting: str(path), digest_name: digest(read(path) or b"")}
+    for setting in experiment.own_files:
+        noted[setting] = os.path.abspath(os.path.expanduser(getattr(experiment, setting)))
+        if setting in OWN_DIGESTS:
+            noted[OWN_DIGESTS[setting]] = digest(read(Path(noted[setting])) or b"")
     return replace(experiment, **noted)
 
 

@@ -43,7 +43,8 @@ class OwnTraining:
                 f"expected no settings that only ppl_tvae.train follows, found {', '.join(given)}; leave them out (of "
                 f"a run's experiment, name those that you want in a new one)"
             )
-        experiment = replace(experiment, trained_by=experiment.trained_by or "a loop of its own")
+        if experiment.trained_by is None:
+            experiment = replace(experiment, trained_by="a loop of its own")
         self._data = data_of(experiment)
         self.experiment = with_own_files_noted(resolved_for(experiment, self._data))
 

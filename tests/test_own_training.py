@@ -35,13 +35,13 @@ def own_experiment(folder, backend="numpyro", **settings):
     return small_training(folder, backend, **unset | settings)
 
 
-def of_modules(folder, form, model=None):
+def of_modules(folder, form):
     """Sequences and a program with torch modules, in files of the folder."""
     networks, decoder, encoder = FORMS[form]
     (folder / "own.py").write_text(PROGRAM.format(networks=networks, decoder=decoder, encoder=encoder))
     np.savez(folder / "ready.npz", sequences=np.random.default_rng(0).random((20, 3, 2, 2, 1)))
     return Experiment(
-        model=model or str(folder / "own.py"), backend="pyro", data=str(folder / "ready.npz"), likelihood="normal",
+        model=str(folder / "own.py"), backend="pyro", data=str(folder / "ready.npz"), likelihood="normal",
         batch_size=4,
     )  # fmt: skip
 
@@ -256,7 +256,8 @@ def test_files_are_those_that_the_loop_began_with(tmp_path, monkeypatch, setting
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path)
     if setting == "model":
-        file, experiment = tmp_path / "own.py", of_modules(tmp_path, "kept", model="own.py")
+        experiment = replace(of_modules(tmp_path, "kept"), model="own.py", data="ready.npz")
+        file = tmp_path / "own.py"
     else:
         file, experiment = tmp_path / "W.npy", own_experiment(tmp_path, lattice="W.npy")
         np.save(file, np.eye(16) + 1)
@@ -270,8 +271,9 @@ def test_files_are_those_that_the_loop_began_with(tmp_path, monkeypatch, setting
         own.save_run("run", values)
     assert not (tmp_path / "elsewhere" / "run").exists()
     file.write_bytes(before)
-    own.save_run("run", values)
+    run = own.save_run("run", values)
     assert (tmp_path / "elsewhere" / "run" / OWN_COPIES[setting]).read_bytes() == before
+    assert np.isfinite(evaluated(run)).all()
 
 
 def test_an_existing_directory_is_left_alone(tmp_path):
