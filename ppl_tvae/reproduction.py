@@ -78,6 +78,7 @@ def reproduce(
     resolved = [planned.resolved() for _, planned in asked]  # so that all are checked before the first is trained
     count = len(data_of(resolved[0]).test_plan(max_sequences).image)
     values: dict[str, dict[str, list[float]]] = {label: {} for label in experiment.rows}
+    drawn: dict[str, None] = {}  # in order; images without labels have no map of classes
     for number, (label, planned) in enumerate(asked, start=1):
         row = folder / _slug(label)
         if together and not any(run_of(row, seed).exists() for seed in seeds):
@@ -87,11 +88,11 @@ def reproduce(
             values[label].setdefault(column, []).append(value)
         moving = experiment.test_transforms
         draw_figures(run, old_figures(run, experiment.figures, moving), transforms=moving, device=planned.device)
+        files = [figure_file(run.experiment, figure, moving) for figure in experiment.figures]
+        drawn |= {file: None for file in files if (run.path / "figures" / file).exists()}
         if number % len(experiment.rows) == 0:
             done = seeds[: number // len(experiment.rows)]
-            files = [figure_file(run.experiment, figure, moving) for figure in experiment.figures]
-            drawn = [file for file in files if run.figure(file).exists()]  # data without labels have no map of classes
-            header = _header(experiment, budget, done, count, resolved[0], changes, drawn)
+            header = _header(experiment, budget, done, count, resolved[0], changes, list(drawn))
             reproduced = Reproduced(header, experiment.columns, values, experiment.published)
             _save(reproduced, folder)
     return reproduced
@@ -234,7 +235,7 @@ def _header(
 ) -> tuple[str, ...]:
     """What was done, in words; first: one of the resolved experiments, which share what is said here.
 
-    figures: the files that each run's figures have.
+    figures: the files that the runs' figures have.
     """
     own, paper = experiment.budgets[budget], experiment.budgets["paper"]
     length = f"{first.steps:,} steps of {first.batch_size} sequences, {first.optimizer} at {first.learning_rate:g}"
