@@ -265,9 +265,7 @@ def test_files_are_those_that_the_loop_began_with(tmp_path, monkeypatch, setting
     values, before = host_loop(own), file.read_bytes()
     monkeypatch.chdir(tmp_path / "elsewhere")
     file.write_bytes(before + b"\n")
-    with pytest.raises(
-        ppl_tvae.UserError, match=f"expected the {'program' if setting == 'model' else 'lattice'} whose"
-    ):
+    with pytest.raises(ppl_tvae.UserError, match=f"expected the {what} whose digest"):
         own.save_run("run", values)
     assert not (tmp_path / "elsewhere" / "run").exists()
     file.write_bytes(before)
