@@ -70,12 +70,14 @@ def console() -> NoReturn:
 
 @contextmanager
 def _hearing_sigterm() -> Iterator[None]:
-    """What ends a job on a cluster ends it as Ctrl-C does. Processes of torchrun are ended by torchrun."""
-    ignored = signal.getsignal(signal.SIGINT) in (signal.SIG_IGN, None)  # as in a shell's background
-    if ignored or "RANK" in os.environ or threading.current_thread() is not threading.main_thread():
+    """What ends a job on a cluster ends it as Ctrl-C does, also where that is ignored, as in a script's background.
+
+    Processes of torchrun are ended by torchrun.
+    """
+    if "RANK" in os.environ or threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

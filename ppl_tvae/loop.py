@@ -199,24 +199,32 @@ class _Interrupt:
 
 @contextmanager
 def _heard() -> Iterator[_Interrupt]:
-    """Within the context the first Ctrl-C is noted, to end with the present chunk; a second one ends at once."""
-    interrupt = _Interrupt()
-    previous = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or previous in (signal.SIG_IGN, None):
-        yield interrupt
-        return
-    # Python's own handler waits for a compiled chunk or a compilation to end; a notebook must not lose its kernel.
-    at_once = previous is signal.default_int_handler and not hasattr(sys, "ps1")
+    """Within the context the first Ctrl-C is noted, to end with the present chunk; a second one ends at once.
+
+    So is SIGTERM where it has been given the meaning of Ctrl-C, as in our commands.
+    """
+    interrupt, heard = _Interrupt(), {}
+    if threading.current_thread() is threading.main_thread():
+        handlers = {kind: signal.getsignal(kind) for kind in (signal.SIGINT, signal.SIGTERM)}
+        for kind, handler in handlers.items():
+            of_the_caller = kind == signal.SIGINT and handler not in (signal.SIG_IGN, None)
+            if of_the_caller or handler is signal.default_int_handler:
+                heard[kind] = handler
 
     def note(*_: Any) -> None:
         interrupt.came = True
-        signal.signal(signal.SIGINT, signal.SIG_DFL if at_once else previous)
+        for kind, handler in heard.items():
+            # Python's own handler waits for what is compiled or compiles to end; a notebook must not lose its kernel.
+            at_once = handler is signal.default_int_handler and not hasattr(sys, "ps1")
+            signal.signal(kind, signal.SIG_DFL if at_once else handler)
 
-    signal.signal(signal.SIGINT, note)
+    for kind in heard:
+        signal.signal(kind, note)
     try:
         yield interrupt
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for kind, handler in heard.items():
+            signal.signal(kind, handler)
 
 
 def _chunk(loops: Sequence[Loop], advance: Advance, diverged: list[str]) -> list[Loop]:

@@ -26,13 +26,13 @@ from tests.small_runs import BACKENDS, files_in, outcome, small_arguments, small
 
 pytestmark = pytest.mark.machine_code
 
-COMMAND = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); from ppl_tvae.cli import main"
+COMMAND = "import signal, sys; signal.signal(signal.SIGINT, {}); from ppl_tvae.cli import main"
 
 
 @contextmanager
-def process(code: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def process(code: str, *arguments: str, ctrl_c: str = "signal.default_int_handler") -> Iterator[subprocess.Popen[str]]:
     """Another Python that runs the command line, ended for certain when the test ends."""
-    command = [sys.executable, "-c", f"{COMMAND}; {code}", *arguments]
+    command = [sys.executable, "-c", f"{COMMAND.format(ctrl_c)}; {code}", *arguments]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     try:
         yield child
@@ -53,10 +53,10 @@ def has_trained(out: Path) -> bool:
     return any(path.name >= "000000020" for path in (out / "state").glob("*.safetensors"))
 
 
-def ended_by(kind: signal.Signals, backend: str, folder: Path) -> tuple[int, str]:
+def ended_by(kind: signal.Signals, backend: str, folder: Path, **how: str) -> tuple[int, str]:
     """Exit code and words of a command that got a signal at some moment after its first checkpoints."""
     arguments = small_arguments(folder, backend, folder / "run", steps=1_000_000)
-    with process("sys.exit(main(sys.argv[1:]))", *arguments) as child:
+    with process("sys.exit(main(sys.argv[1:]))", *arguments, **how) as child:
         wait_until(lambda: has_trained(folder / "run"), child)
         time.sleep(random.Random(backend).uniform(0, 0.1))
         child.send_signal(kind)
@@ -79,10 +79,17 @@ def test_killed_while_it_trains_and_resumed_equals_uninterrupted(backend, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("kind", "ctrl_c"),
+    [
+        (signal.SIGINT, "signal.default_int_handler"),
+        (signal.SIGTERM, "signal.default_int_handler"),
+        (signal.SIGTERM, "signal.SIG_IGN"),  # as a shell starts what a script runs in its background
+    ],
+)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_ctrl_c_keeps_the_last_step(backend, kind, tmp_path):
-    code, told = ended_by(kind, backend, tmp_path)
+def test_ctrl_c_keeps_the_last_step(backend, kind, ctrl_c, tmp_path):
+    code, told = ended_by(kind, backend, tmp_path, ctrl_c=ctrl_c)
     assert code == 130
     reached = open_run(tmp_path / "run").checkpoint().step
     assert told == f"ppl-tvae: stopped at step {reached}; go on with --resume --out {tmp_path / 'run'}\n"
