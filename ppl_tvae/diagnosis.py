@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
 from ppl_tvae.assembly import data_of
 from ppl_tvae.data import parts
 from ppl_tvae.diagnostics import calibration, rolling
@@ -19,6 +17,7 @@ from ppl_tvae.inference import reliability
 from ppl_tvae.inference.mcmc import MCMC
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.posterior import check_request, save_datatree, saved_chains, tree_of, with_mcmc
+from ppl_tvae.progress import progress
 from ppl_tvae.runs import Run, run_at
 from ppl_tvae.trained import Asked, asking
 
@@ -178,7 +177,7 @@ def _rolls(asked: Asked, num_sequences: int, quiet: bool) -> dict[str, list[dict
     """The metrics over all sequences, and by transform; both empty where no code rolls."""
     data, split, seed = asked.data, asked.split, asked.seed
     plan = data.plan(split, num_sequences)
-    batches = tqdm(list(parts(plan)), desc="equivariance", disable=True if quiet else None)
+    batches = progress(list(parts(plan)), what="equivariance", quiet=quiet)
     found = rolling.measured(asked.evaluator, data, batches, seed)
     if found is None:
         return {"equivariance": [], "by_transform": []}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ppl_tvae import catalogue
 from ppl_tvae.assembly import data_of
@@ -19,6 +18,7 @@ from ppl_tvae.inference import bounds, reliability
 from ppl_tvae.inference.annealing import Annealing, check_annealing
 from ppl_tvae.inference.interfaces import Evaluator
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
+from ppl_tvae.progress import progress
 from ppl_tvae.runs import Run, estimate_name, run_at
 from ppl_tvae.trained import asking
 
@@ -242,7 +242,7 @@ def _collect(
     """draw(part, index, progress) for each batch of the plan; on Ctrl-C what is done so far, if anything is."""
     batches, started = list(parts(plan)), time.perf_counter()
     done: list[Any] = []
-    with tqdm(total=len(batches) * max(1, ticks_per_batch), desc=name, disable=True if quiet else None) as bar:
+    with progress(what=name, quiet=quiet, total=len(batches) * max(1, ticks_per_batch)) as bar:
         try:
             for index, part in batches:
                 done.append(draw(part, index, bar.update))

@@ -10,12 +10,12 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NoReturn
 
 import numpy as np
-from tqdm import tqdm
 
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.errors import Diverged, Interrupted
 from ppl_tvae.inference.interfaces import Trainer
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
+from ppl_tvae.progress import progress
 from ppl_tvae.runs import Checkpoint, Run
 
 # Steps run uninterrupted for about this long, then progress is shown and Ctrl-C is heard.
@@ -40,7 +40,9 @@ class Loop:
         self.seconds = self.seconds_pending = 0.0
         self.rate = 1.0  # steps per second: a first guess, then that of the last chunk
         self.told_execution = quiet
-        self.bar = tqdm(total=run.experiment.steps, unit="step", disable=True if quiet else None, dynamic_ncols=True)
+        self.bar = progress(
+            what=f"steps of {run.path.name}", quiet=quiet, total=run.experiment.steps, unit="step", dynamic_ncols=True
+        )
 
     def begin(self, elbo: float) -> None:
         """Write down where the run starts."""
@@ -59,7 +61,7 @@ class Loop:
             self.best = -math.inf
         self.pending, self.seconds = checkpoint.progress["pending"], checkpoint.progress["seconds"]
         self.seconds_pending = checkpoint.progress["seconds_pending"]
-        self.bar.update(self.step)
+        self.bar.initial = self.bar.n = self.bar.last_print_n = self.step  # else these count as done by now
 
     def _tell_execution(self) -> None:
         """Once, after the first chunk: only then is it known whether a GPU can take a program's steps as a graph."""
@@ -129,7 +131,7 @@ class Loop:
         }
         self.run.add_metrics(row)
         shown = {"loss/frame": row["loss"], "held-out ELBO/frame": self.best, "frames/s": row["frames_per_second"]}
-        self.bar.set_postfix({name: f"{value:.1f}" for name, value in shown.items() if value != ""})
+        self.bar.set_postfix({name: f"{value:.1f}" for name, value in shown.items() if value != ""}, refresh=False)
         self.pending, self.seconds_pending = [], 0.0
 
     def _learning_rate(self) -> float:

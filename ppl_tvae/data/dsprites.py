@@ -16,6 +16,7 @@ import numpy as np
 
 from ppl_tvae.data.downloads import FILE_SETS, fetch, named_folder
 from ppl_tvae.errors import UserError
+from ppl_tvae.progress import progress
 
 FACTORS = ("shape", "scale", "orientation", "posX", "posY")
 SIZES = (3, 6, 40, 32, 32)  # values of each factor in the archive; posY is the fastest
@@ -81,13 +82,11 @@ def _header(member: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
 
 def _rows(member: IO[bytes], row_shape: tuple[int, ...], picked: Sequence[np.ndarray]) -> np.ndarray:
     """Block after block of all positions, since a compressed file has to be read in its order."""
-    from tqdm import tqdm
-
     *slow, columns, rows = SIZES
     within = (np.asarray(picked[3])[:, None] * rows + np.asarray(picked[4])).ravel()
     wanted = set(product(*(map(int, each) for each in picked[:3])))
     kept = []
-    for place in tqdm(list(product(*map(range, slow))), desc="dsprites", leave=False, disable=None):
+    for place in progress(list(product(*map(range, slow))), what="dsprites", leave=False):
         size = columns * rows * int(np.prod(row_shape))
         block = member.read(size)
         if len(block) < size:

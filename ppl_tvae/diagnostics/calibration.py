@@ -9,11 +9,11 @@ leans to a side.
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from ppl_tvae.data import SEQUENCES_PER_BATCH, Plan
 from ppl_tvae.inference.draw import LOG_LIKELIHOOD
 from ppl_tvae.inference.interfaces import Evaluator
+from ppl_tvae.progress import progress
 
 PROBABILITY = 0.99  # of the simultaneous band: a calibrated quantity leaves it once in a hundred times
 _SIMULATIONS = 1000
@@ -65,7 +65,7 @@ def simulated_ranks(
     rng, ranks = np.random.default_rng(seed), dict[str, list[np.ndarray]]()
     batch = plan.map(lambda field: np.repeat(field[:1], SEQUENCES_PER_BATCH, axis=0))
     batches = range(-(-num_sequences // SEQUENCES_PER_BATCH))
-    for index in tqdm(batches, desc="calibration", disable=True if quiet else None):
+    for index in progress(batches, what="calibration", quiet=quiet):
         truth, draws = ready.simulated(batch, index, num_draws)
         for name in draws.sites:
             values, drawn = (each.sites[name].reshape(*each.sites[name].shape[:2], -1) for each in (truth, draws))

@@ -5,7 +5,6 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tqdm import tqdm
 
 from ppl_tvae.data import Plan, parts
 from ppl_tvae.diagnostics.convergence import (
@@ -20,6 +19,7 @@ from ppl_tvae.inference import bounds
 from ppl_tvae.inference.interfaces import Evaluator
 from ppl_tvae.inference.mcmc import MCMC, Chains, check_mcmc
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
+from ppl_tvae.progress import progress
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -51,7 +51,7 @@ def chains_of(ready: Evaluator, plan: Plan, settings: MCMC, quiet: bool) -> tupl
     batches, started = list(parts(plan)), time.perf_counter()
     total = len(batches) * (settings.num_warmup + settings.num_draws)
     form = "{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}]"
-    with tqdm(total=total, desc=settings.kernel, bar_format=form, disable=True if quiet else None) as bar:
+    with progress(what=settings.kernel, quiet=quiet, total=total, bar_format=form) as bar:
         found = [ready.mcmc(part, index, settings, bar.update) for index, part in batches]
     sites = {name: np.concatenate([each.sites[name] for each in found], axis=2) for name in found[0].sites}
     others = [np.concatenate(values, axis=2) for values in zip(*(each[1:] for each in found), strict=True)]
@@ -125,7 +125,7 @@ def amortisation_gap(
     """
     fitted, own, started = [], [], time.perf_counter()
     batches = list(parts(plan))
-    for index, part in tqdm(batches, desc="amortisation gap", disable=True if quiet else None):
+    for index, part in progress(batches, what="amortisation gap", quiet=quiet):
         fitted.append(ready.unamortised_log_weights(part, index, _GAP_DRAWS, settings))
         own.append(ready.log_weights(part, index, _GAP_DRAWS))
     # float64 before anything is averaged: a mean of weights of -1e5 nats in float32 is off by a hundredth
