@@ -19,7 +19,7 @@ from ppl_tvae.files import digest, read
 from ppl_tvae.models import lattice as lattices
 from ppl_tvae.models.latent import Latent
 from ppl_tvae.models.lattice import Lattice
-from ppl_tvae.own_program import own_program
+from ppl_tvae.own_program import own_lattice, own_program
 from ppl_tvae.program import Program
 
 
@@ -69,7 +69,10 @@ def _named(experiment: Experiment, backend: str) -> Program:
 
 
 def lattice_of(experiment: Experiment) -> Lattice | None:
-    """W of a resolved experiment; None for the plain VAE. Raises UserError."""
+    """W of a resolved experiment; None of a vae, and of an own program that has no `LATTICE`. Raises UserError."""
+    if experiment.program_file is not None:
+        _check_is_the_same("program", experiment.program_file, experiment.program_digest)
+        return own_lattice(experiment.program_file, experiment.backend, experiment.seed)
     S, D = experiment.num_timesteps, experiment.capsule_dim
     window, width = experiment.temporal_window, experiment.spatial_width
     assert S

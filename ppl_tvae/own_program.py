@@ -9,12 +9,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from ppl_tvae.config import Experiment
 from ppl_tvae.errors import UserError, is_of_memory
+from ppl_tvae.models.lattice import Lattice
 from ppl_tvae.program import Program
+
+_LATTICE = "LATTICE"  # what a program calls its W, where it has one
 
 
 def own_program(path: Path, backend: str, seed: int) -> Program:
@@ -24,8 +28,29 @@ def own_program(path: Path, backend: str, seed: int) -> Program:
         return load_program(path)
 
 
+def own_lattice(path: Path, backend: str, seed: int) -> Lattice | None:
+    """The `LATTICE` of a user's file, as `new` writes it; None where it has none. Raises UserError."""
+    with _seeded(seed, backend):
+        lattice = getattr(_run(path), _LATTICE, None)
+    return lattice if isinstance(lattice, Lattice) else None
+
+
+def names_a_lattice(path: Path) -> bool:
+    """Whether a user's file has the word `LATTICE`, for which it does not have to run."""
+    return path.is_file() and _LATTICE in path.read_text(errors="replace")
+
+
 def load_program(path: Path) -> Program:
     """The `model` and `guide` that a user's file exports. Running it is running code. Raises UserError."""
+    module = _run(path)
+    for name in ("model", "guide"):
+        if not callable(getattr(module, name, None)):
+            raise UserError(f"expected '{path}' to define functions model(frames) and guide(frames), found no {name}")
+    return Program(module.model, module.guide)
+
+
+def _run(path: Path) -> ModuleType:
+    """What a user's file defines. Raises UserError."""
     if not path.is_file():
         raise UserError(f"expected a program file at '{path}', found none")
     # A name of its own: a program may be called numpy.py, and dataclasses look for their module by its name.
@@ -48,10 +73,7 @@ def load_program(path: Path) -> Program:
             f"expected a program in '{path}' that needs no file beside it, found that running it raises "
             f"{_raised(error, path)}; mend the program"
         ) from error
-    for name in ("model", "guide"):
-        if not callable(getattr(module, name, None)):
-            raise UserError(f"expected '{path}' to define functions model(frames) and guide(frames), found no {name}")
-    return Program(module.model, module.guide)
+    return module
 
 
 @contextmanager

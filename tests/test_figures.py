@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppl_tvae import cli, train
+from ppl_tvae import OwnTraining, cli, train
 from ppl_tvae.assembly import data_of
+from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan
 from ppl_tvae.diagnosis import diagnose
 from ppl_tvae.diagnostics.calibration import calibration
@@ -19,8 +20,10 @@ from ppl_tvae.figures import FIGURES, charts, diagnosis_charts, draw_figures, la
 from ppl_tvae.figures.animation import animation
 from ppl_tvae.figures.charts import khat_chart, predictive_chart
 from ppl_tvae.figures.contact_sheet import contact_sheet
+from ppl_tvae.models.lattice import static
 from ppl_tvae.report import write_report
 from ppl_tvae.runs import Run
+from ppl_tvae.starting_points import starting_point
 from tests.small_runs import small_training
 
 
@@ -148,17 +151,63 @@ def test_the_maps_show_what_the_code_says(torus, monkeypatch, tmp_path):
     assert not shown["dprime"][:, 0].any()
 
 
+TORUS_SIZES = {
+    "S, C, D = 1, 1, 324": "S, C, D = 1, 1, 25",
+    "(972, 648)": "(8,)",
+    "torus(18, 18, spatial_width=5)": "torus(5, 5, spatial_width=5)",
+}
+
+
+TORUS_MAPS = {"torus_images", "torus_selectivity"}
+
+
+def own_torus(torus, folder, edits):
+    """What `new torus` writes, with edits, as a run with the parameters of the named one."""
+    text = starting_point("torus", "numpyro", "own.py")
+    for before, after in edits.items():
+        assert before in text, before
+        text = text.replace(before, after)
+    (folder / "own.py").write_text(text)
+    settings = {"data": torus.experiment.data, "seed": torus.experiment.seed, "batch_size": 4}
+    own = OwnTraining(Experiment(model=str(folder / "own.py"), transforms=("none",), num_timesteps=1, **settings))
+    return own.save_run(folder / "run", torus.parameters(), trained_by="the named program")
+
+
+def test_an_edited_program_has_the_pictures_of_its_lattice(torus, tmp_path):
+    """To the byte those of the named torus, whose program and parameters it has."""
+    names = {"energies"} | TORUS_MAPS
+    theirs, ours = (draw_figures(run, names) for run in (torus, own_torus(torus, tmp_path, TORUS_SIZES)))
+    assert set(theirs) == names
+    assert {name: ours[name].read_bytes() for name in names} == {name: theirs[name].read_bytes() for name in names}
+
+
+@pytest.mark.parametrize(
+    ("edits", "drawn"),
+    [
+        ({'(name, dist': '(name.replace("u", "noise"), dist', 'sample("u"': 'sample("noise"'}, TORUS_MAPS),
+        ({"LATTICE": "TOP"}, set()),
+        ({"torus(18, 18, spatial_width=5)": "static(1, 25, 3)", "import torus": "import static"}, {"energies"}),
+        ({"torus(18, 18, spatial_width=5)": "static(1, 25, 1)", "import torus": "import static"}, {"energies"}),
+    ],
+    ids=["other names of sites", "no LATTICE", "a ring", "no neighbours"],
+)  # fmt: skip
+def test_pictures_that_an_edited_program_cannot_have(torus, edits, drawn, tmp_path):
+    sizes = {name: size for name, size in TORUS_SIZES.items() if name not in edits}
+    run = own_torus(torus, tmp_path, edits | sizes)
+    assert set(draw_figures(run)) - {"reconstructions", "prior_samples"} == drawn
+
+
 def test_batches_leave_no_sequence_out(torus):
     data = data_of(torus.experiment)
     plan = data.test_plan(300)
 
     class Ready:
         def latents(self, part: Plan, index):
-            return {"image": part.image}
+            return {"image": np.broadcast_to(part.image[:, None, None, None], (len(part.image), 1, 1, 25))}
 
     of_long_sequences = replace(data, num_timesteps=18)  # the same images in batches of 8
-    found = lattice._latents(of_long_sequences, Ready(), 300, ("image",))
-    np.testing.assert_array_equal(found["image"], plan.image)
+    found = lattice._codes(of_long_sequences, Ready(), static(1, 25, 1), 300, ("image",))
+    np.testing.assert_array_equal(found["image"][:, 0, 0, 0], plan.image)
 
 
 def test_an_animation_shows_every_frame_and_loops():

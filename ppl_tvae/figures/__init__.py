@@ -13,7 +13,13 @@ from ppl_tvae.data import SequenceData
 from ppl_tvae.diagnostics.calibration import calibration
 from ppl_tvae.errors import unknown_name
 from ppl_tvae.figures.charts import calibration_chart, khat_chart, predictive_chart, prior_ranks_chart
-from ppl_tvae.figures.lattice import draw_energies, draw_preferred_images, draw_selectivity, has_lattice, is_torus
+from ppl_tvae.figures.lattice import (
+    draw_energies,
+    draw_preferred_images,
+    draw_selectivity,
+    may_be_torus,
+    may_have_lattice,
+)
 from ppl_tvae.figures.sequences import (
     draw_prior_samples,
     draw_reconstructions,
@@ -73,20 +79,20 @@ FIGURES: dict[str, Figure] = {
         "their neighbourhoods, which is the correlation of the energies W u² under the prior. Below: of the guide's "
         "draws for test sequences, the energies and |t|. Where these repeat W, they show W; what departs from it comes "
         "from the data.",
-        has_lattice,
+        may_have_lattice,
     ),
     "torus_images": Figure(
         "torus_images.png",
         draw_preferred_images,
         "At each position of the torus, the test image with the largest t. Neighbours should look alike.",
-        is_torus,
+        may_be_torus,
     ),
     "torus_selectivity": Figure(
         "torus_selectivity.png",
         draw_selectivity,
         "The class that each position prefers, by d' (mean of the class minus that of the others, in standard "
         "deviations). Patches of one class are topography; under 0.5 a position hardly tells the class.",
-        is_torus,
+        may_be_torus,
     ),
 }
 
