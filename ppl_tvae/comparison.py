@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,13 +51,15 @@ class Entry(NamedTuple):
 class Comparison(NamedTuple):
     """estimates: run -> estimator -> entry; differences: run minus the first one, paired over sequences.
 
-    header: what the numbers are; verdicts: run -> words on its importance weights.
+    header: what the numbers are; verdicts: run -> words on its importance weights; training: run -> how long it was
+    trained.
     """
 
     header: str
     estimates: dict[str, dict[str, Entry]]
     differences: dict[str, dict[str, Entry]]
     verdicts: dict[str, str]
+    training: Mapping[str, str] = MappingProxyType({})
 
 
 def compare(runs: Run | Path | str | Sequence[Run | Path | str]) -> Comparison:
@@ -92,7 +95,8 @@ def compare(runs: Run | Path | str | Sequence[Run | Path | str]) -> Comparison:
         for record in own.values()
         if (verdict := weights_verdict(record))
     }
-    return Comparison(_header(condition, records), estimates, paired, verdicts)
+    training = {run.name: _trained(run) for run in opened}
+    return Comparison(_header(condition, records), estimates, paired, verdicts, training)
 
 
 def check_names(runs: Sequence[Run]) -> None:
@@ -115,11 +119,13 @@ def as_text(comparison: Comparison, markdown: bool = False) -> str:
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """Sentences on estimates that are not to be set beside the others as they stand."""
+    """Sentences on estimates, and on runs, that are not to be set beside the others as they stand."""
     counts = _counts(comparison.estimates)
     unlike = [key for key, found in counts.items() if len(found) > 1]
     simulated = [key for key in counts if key.startswith(ON_OWN_DATA)]
-    return [
+    trained = ", ".join(f"{name} by {how}" for name, how in comparison.training.items())
+    unlike_trained = [f"not trained alike: {trained}"] if len(set(comparison.training.values())) > 1 else []
+    return unlike_trained + [
         f"{', '.join(keys)}: {what}"
         for keys, what in (
             (unlike, "means over different numbers of sequences, which only paired differences compare"),
@@ -187,7 +193,13 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "estimates": plain(comparison.estimates),
         "differences": plain(comparison.differences),
         "verdicts": comparison.verdicts,
+        "training": dict(comparison.training),
     }
+
+
+def _trained(run: Run) -> str:
+    experiment = run.experiment
+    return experiment.trained_by or f"{run.steps_done:,} steps of {experiment.batch_size} sequences"
 
 
 def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

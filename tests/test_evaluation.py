@@ -208,6 +208,14 @@ def test_comparison_is_paired_and_refuses_what_cannot_be_ranked(runs, tmp_path):
     assert "sandwich-upper-guide-2x1" in remark
     assert remark.endswith("of sequences simulated from each model, and not of the held-out ones")
 
+    longer = ppl_tvae.open_run(shutil.copytree(runs["pyro"].path, tmp_path / "longer"))
+    steps, batch = longer.experiment.steps, longer.experiment.batch_size
+    ppl_tvae.resume(longer.path, steps=steps + 2, quiet=True)
+    ppl_tvae.evaluate(longer, estimators="elbo", particles=5, max_sequences=8, seed=7)
+    remark, *_ = comparison.remarks(ppl_tvae.compare([runs["pyro"], longer]))
+    pair = f"pyro by {steps} steps of {batch} sequences, longer by {steps + 2} steps of {batch} sequences"
+    assert remark == f"not trained alike: {pair}"
+
     ppl_tvae.evaluate(runs["pyro"].path, estimators="elbo", particles=5, max_sequences=6, seed=7)  # a quick look
     assert ppl_tvae.compare([run.path for run in runs.values()]) == compared
     (longer,) = ppl_tvae.evaluate(runs["pyro"].path, estimators="elbo", particles=5, max_sequences=11, seed=7)

@@ -340,17 +340,29 @@ def test_the_amortisation_gap_is_the_difference_of_two_known_elbos(backend):
 
 
 @pytest.mark.parametrize(
-    ("gap", "error", "words"),
+    ("gap", "error", "num_sequences", "words"),
     [
-        (0.1, 0.06, "no gap"),
-        (0.13, 0.06, "is better"),
-        (-0.13, 0.06, "is worse"),
-        (9.0, None, "no gap"),
-        (np.nan, np.nan, "the fit has diverged"),
+        (0.1, 0.06, 100, "no gap"),
+        (0.13, 0.06, 100, "is better"),
+        (-0.13, 0.06, 100, "is worse"),
+        (0.13, 0.06, 4, "no gap"),
+        (9.0, None, 1, "no gap"),
+        (np.nan, np.nan, 4, "the fit has diverged"),
     ],
 )
-def test_a_gap_is_one_beyond_two_errors(gap, error, words):
-    assert words in _gap_verdict(gap, error)
+def test_a_gap_is_one_beyond_its_error(gap, error, num_sequences, words):
+    assert words in _gap_verdict(gap, error, num_sequences)
+
+
+@pytest.mark.parametrize("num_sequences", [2, 3, 8, 30])
+def test_where_there_is_no_gap_one_in_twenty_is_found(num_sequences):
+    """Also of few sequences, of which two standard errors would find one in three to one in eleven."""
+    rng, trials = np.random.default_rng(0), 4000
+    gaps = rng.standard_normal((trials, num_sequences))
+    errors = gaps.std(axis=1, ddof=1) / num_sequences**0.5
+    verdicts = [_gap_verdict(*each, num_sequences) for each in zip(gaps.mean(axis=1), errors, strict=True)]
+    found = sum("no gap" not in words for words in verdicts)
+    assert abs(found / trials - 0.05) < STANDARD_ERRORS * (0.05 * 0.95 / trials) ** 0.5
 
 
 # Whole runs

@@ -5,6 +5,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import stdtrit
 
 from ppl_tvae.data import Plan, parts
 from ppl_tvae.diagnostics.convergence import (
@@ -139,7 +140,7 @@ def amortisation_gap(
         "unit": "nats per frame",
         "elbo_fitted": float(values.mean()),
         "elbo_own": float(ours.mean()),
-        "verdict": _gap_verdict(float(gaps.mean()), error),
+        "verdict": _gap_verdict(float(gaps.mean()), error, len(gaps)),
         "per_sequence": [round(float(gap), 4) for gap in gaps],
         "num_sequences": len(gaps),
         "num_particles": _GAP_DRAWS,
@@ -148,10 +149,11 @@ def amortisation_gap(
     }
 
 
-def _gap_verdict(gap: float, error: float | None) -> str:
+def _gap_verdict(gap: float, error: float | None, num_sequences: int) -> str:
+    """In words; a gap is one where 95 % of a Student t over so many sequences do not reach zero."""
     if not math.isfinite(gap):
         return "nothing is known: the fit has diverged; take a smaller learning rate"
-    if error is None or abs(gap) < 2 * error:
+    if error is None or abs(gap) < stdtrit(num_sequences - 1, 0.975) * error:
         return "no gap beyond its error"
     if gap > 0:
         return "a guide fitted to each sequence is better: this is what amortisation, or the own guide's family, costs"
