@@ -187,7 +187,9 @@ def _check(options: argparse.Namespace) -> None:
     rows = sites(experiment)
     if options.graph:
         draw_graph(experiment, options.graph)
-    _show(options, rows, f"{experiment.model} is a program that {experiment.backend} can train\n{as_text(rows)}")
+    trainable = any(row["kind"] == "parameter" for row in rows)
+    found = "can train" if trainable else "can evaluate; it has no parameters, so there is nothing to train"
+    _show(options, rows, f"{experiment.model} is a program that {experiment.backend} {found}\n{as_text(rows)}")
 
 
 def _evaluate(options: argparse.Namespace) -> None:

@@ -60,12 +60,16 @@ def test_command(backend, tmp_path, capsys):
     assert {row["site"] for row in json.loads(capsys.readouterr().out)} == {"z", "x"}
     assert cli.main(own) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0] == f"{file} is a program that {backend} can train"
+    untrainable = "can evaluate; it has no parameters, so there is nothing to train"
+    assert printed[0] == f"{file} is a program that {backend} {untrainable}"
     assert [line.split()[:3] for line in printed[2:]] == [
         ["guide", "z", "latent"],
         ["model", "z", "latent"],
         ["model", "x", "observed"],
     ]
+    named = ["check", "vae", *own[2:], "--num-capsules", "2", "--capsule-dim", "4", "--hidden", "8"]
+    assert cli.main(named) == 0
+    assert capsys.readouterr().out.startswith(f"vae is a program that {backend} can train\n")
 
 
 GUIDE = """with numpyro.plate("sequences", len(frames)):
