@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ppl_tvae.comparison import compare as compare
     from ppl_tvae.config import Experiment as Experiment
     from ppl_tvae.diagnosis import diagnose as diagnose
+    from ppl_tvae.errors import Diverged as Diverged
+    from ppl_tvae.errors import Interrupted as Interrupted
     from ppl_tvae.errors import UserError as UserError
     from ppl_tvae.evaluation import evaluate as evaluate
     from ppl_tvae.figures import draw_figures as draw_figures
@@ -39,6 +41,8 @@ _HOMES = {
     "OwnTraining": "own_training",
     "to_datatree": "posterior",
     "UserError": "errors",
+    "Diverged": "errors",
+    "Interrupted": "errors",
     "evaluate": "evaluation",
     "draw_figures": "figures",
     "compare": "comparison",

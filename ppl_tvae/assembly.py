@@ -72,7 +72,8 @@ def lattice_of(experiment: Experiment) -> Lattice | None:
     """W of a resolved experiment; None of a vae, and of an own program that has no `LATTICE`. Raises UserError."""
     if experiment.program_file is not None:
         _check_is_the_same("program", experiment.program_file, experiment.program_digest)
-        return own_lattice(experiment.program_file, experiment.backend, experiment.seed)
+        own = own_lattice(experiment.program_file, experiment.backend, experiment.seed)
+        return own if isinstance(own, Lattice) else None
     S, D = experiment.num_timesteps, experiment.capsule_dim
     window, width = experiment.temporal_window, experiment.spatial_width
     assert S

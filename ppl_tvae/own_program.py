@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from ppl_tvae.config import Experiment
 from ppl_tvae.errors import UserError, is_of_memory
-from ppl_tvae.models.lattice import Lattice
 from ppl_tvae.program import Program
 
 _LATTICE = "LATTICE"  # what a program calls its W, where it has one
@@ -28,11 +28,10 @@ def own_program(path: Path, backend: str, seed: int) -> Program:
         return load_program(path)
 
 
-def own_lattice(path: Path, backend: str, seed: int) -> Lattice | None:
-    """The `LATTICE` of a user's file, as `new` writes it; None where it has none. Raises UserError."""
+def own_lattice(path: Path, backend: str, seed: int) -> Any:
+    """What a user's file calls `LATTICE`, as `new` writes it; None where it has none. Raises UserError."""
     with _seeded(seed, backend):
-        lattice = getattr(_run(path), _LATTICE, None)
-    return lattice if isinstance(lattice, Lattice) else None
+        return getattr(_run(path), _LATTICE, None)
 
 
 def names_a_lattice(path: Path) -> bool:

@@ -1,5 +1,6 @@
 """The tables and the tree of the documentation against the code: what they name exists, and what exists is named."""
 
+import inspect
 import re
 from dataclasses import fields, replace
 from fnmatch import fnmatch
@@ -13,6 +14,7 @@ import pytest
 import torch
 from numpyro.handlers import seed, trace
 
+import ppl_tvae
 from ppl_tvae import catalogue
 from ppl_tvae.assembly import assemble, lattice_of
 from ppl_tvae.config import Experiment
@@ -22,7 +24,7 @@ from ppl_tvae.models.lattice import shifting
 from tests.documents import README, ROOT, section, table, tree
 from tests.small import EVERY_PROGRAM, FRAME, small_experiment
 
-NOTATION, PROGRAMS = ROOT / "docs/notation.md", ROOT / "docs/programs.md"
+NOTATION, PROGRAMS, PYTHON = (ROOT / f"docs/{page}.md" for page in ("notation", "programs", "python"))
 
 
 def names(heading):
@@ -146,3 +148,15 @@ def test_architecture_names_every_file():
     assert not (unnamed := python - written), sorted(unnamed)
     files = {path for path in written if (ROOT / path).is_file()}
     assert {path for path in files if Path(path).name != "__init__.py"} == python
+
+
+def test_the_python_page_has_every_name_and_what_it_takes():
+    cells = [line.split("|")[1] for line in PYTHON.read_text().splitlines() if line.startswith("| `")]
+    written = [text for cell in cells for text in re.findall(r"`([^`]+)`", cell)]
+    assert sorted(text.partition("(")[0] for text in written) == sorted(ppl_tvae.__all__)
+    for text in written:
+        name, _, arguments = text.rstrip(")").partition("(")
+        thing = getattr(ppl_tvae, name)
+        assert thing.__doc__, name
+        given = [argument.partition("=")[0] for argument in arguments.split(", ") if argument not in ("", "...")]
+        assert set(given) <= set(inspect.signature(thing).parameters), text

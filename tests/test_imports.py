@@ -112,7 +112,8 @@ def parts_of(names: set[str]) -> set[str]:
 MAY_KNOW = {
     "errors": set(),
     "program": set(),
-    "data": {"data", "errors"},
+    "progress": set(),
+    "data": {"data", "progress", "errors"},
     "inference": {"inference", "catalogue", "program", "errors"},
     "models": {"models", "program", "errors"},
     "catalogue": set(),
@@ -123,8 +124,8 @@ MAY_KNOW = {
     "plain": set(),
     "records": set(),
     "runs": {"config", "files", "plain", "records", "errors"},
-    "diagnostics": {"diagnostics", "data", "inference", "program", "errors"},
-    "loop": {"runs", "data", "inference", "errors"},
+    "diagnostics": {"diagnostics", "data", "inference", "program", "progress", "errors"},
+    "loop": {"runs", "data", "inference", "progress", "errors"},
 }
 
 
