@@ -159,4 +159,4 @@ def test_the_python_page_has_every_name_and_what_it_takes():
         thing = getattr(ppl_tvae, name)
         assert thing.__doc__, name
         given = [argument.partition("=")[0] for argument in arguments.split(", ") if argument not in ("", "...")]
-        assert set(given) <= set(inspect.signature(thing).parameters), text
+        assert not given or set(given) <= set(inspect.signature(thing).parameters), text

@@ -22,7 +22,7 @@ from ppl_tvae.models.lattice import shifting
 S, C, D = 18, 18, 18  # frames of a sequence, capsules, positions in a capsule
 HIDDEN = (972, 648)  # of the encoders; the decoder mirrors them
 MU, EPSILON = 30.0, 1e-6
-LATTICE = shifting(S, D, window=13, band=1)  # W: edit it, or give a matrix of your own to lattice.from_matrix
+LATTICE = shifting(S, D, window=13, band=1)  # W: edit it; from_matrix, of the same module, takes your own
 
 
 def prior_of_z() -> dist.TorchDistribution:
