@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ppl_tvae import catalogue
-from ppl_tvae.config import Experiment, setting_type
+from ppl_tvae.config import DEVICES, Experiment, setting_type
 from ppl_tvae.experiments import EXPERIMENTS
 
 EXIT_BAD_INPUT = 2
@@ -175,10 +175,9 @@ def _add_setting(command: argparse.ArgumentParser, setting: Field[Any], otherwis
     """otherwise: what holds where it is not given, if that is not the setting's default."""
     kind, several = setting_type(setting)
     flag = "--" + setting.metadata.get("flag", setting.name).replace("_", "-")
-    default = ",".join(map(str, setting.default)) if isinstance(setting.default, tuple) else setting.default
     known = catalogue.KINDS.get(setting.metadata.get("kind", ""), ())
     text = setting.metadata["help"] + (f": {', '.join(known)}" if known else "")
-    text += f" [{otherwise or default}]" if otherwise or default not in (None, "") else ""
+    text += f" [{otherwise or setting.default}]" if otherwise or setting.default not in (None, "") else ""
     metavar = {int: "N", float: "X", str: "NAME"}[kind] + (",..." if several else "")
     read = _list_of(kind) if several else {int: _whole}.get(kind, kind)
     command.add_argument(flag, dest=setting.name, type=read, metavar=metavar, help=text)
@@ -186,7 +185,7 @@ def _add_setting(command: argparse.ArgumentParser, setting: Field[Any], otherwis
 
 def _add_place(command: argparse.ArgumentParser) -> None:
     command.add_argument("--backend", help="numpyro or pyro; the run's own unless given")
-    command.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    command.add_argument("--device", default="auto", choices=DEVICES)
 
 
 def _add_transforms(command: argparse.ArgumentParser) -> None:

@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with _hearing_sigterm():
             _COMMANDS[options.command](options)
-        sys.stdout.flush()
+        _flush()
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough. Python's own last flush must not complain about it either.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,10 +62,15 @@ def console() -> NoReturn:
     if code == EXIT_INTERRUPTED:
         # What XLA was compiling it goes on with in threads of its own; they crash when the interpreter, on its way out,
         # frees what they use. Nothing waits for them, so the process ends with everything in its place.
-        sys.stdout.flush()
-        sys.stderr.flush()
+        _flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:  # as where the process was started with it closed
+            stream.flush()
 
 
 @contextmanager

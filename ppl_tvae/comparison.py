@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ppl_tvae.errors import UserError
+from ppl_tvae.inference import bounds
 from ppl_tvae.inference.annealing import Annealing
 from ppl_tvae.inference.unamortised import Unamortised
-from ppl_tvae.runs import Run, estimate_name, run_at, weights_verdict
+from ppl_tvae.records import estimate_name, weights_verdict
+from ppl_tvae.runs import Run, run_at
 from ppl_tvae.tables import aligned
 
 # What must be the same for two numbers to measure the same thing; data of the user's own are, wherever they lie, by
@@ -275,10 +277,9 @@ def _difference(record: dict[str, Any], base: dict[str, Any]) -> Entry | None:
     if record["estimator"] in ON_OWN_DATA:
         return None
     both = min(record["num_sequences"], base["num_sequences"])
-    if both < 2:
-        return None
     differences = np.asarray(record["per_sequence"][:both]) - np.asarray(base["per_sequence"][:both])
-    return Entry(float(differences.mean()), float(differences.std(ddof=1) / math.sqrt(both)), both)
+    error = bounds.standard_error(differences)
+    return None if error is None else Entry(float(differences.mean()), error, both)
 
 
 def _table(rows: dict[str, dict[str, Entry]], markdown: bool) -> str:

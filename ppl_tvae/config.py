@@ -134,7 +134,8 @@ class Experiment:
     @property
     def priors(self) -> dict[str, str]:
         """The prior of each latent of a named model; the plain VAE has no u."""
-        return {"z": self.prior_z or self.prior, "u": self.prior_u or self.prior}
+        of_z = {"z": self.prior_z or self.prior}
+        return of_z if self.model == "vae" else of_z | {"u": self.prior_u or self.prior}
 
     @property
     def binarize(self) -> bool:
@@ -190,8 +191,6 @@ def setting_type(setting: Field[Any]) -> tuple[Any, bool]:
     """The plain type of a field's values (int, float, str) and whether it holds several of them."""
     hint = get_type_hints(Experiment)[setting.name]
     options = [option for option in (get_args(hint) or (hint,)) if option not in (NoneType, Ellipsis)]
-    if get_origin(hint) is tuple:
-        return options[0], True
     if get_origin(options[0]) is tuple:
         return get_args(options[0])[0], True
     return options[0], False
@@ -244,9 +243,9 @@ def _of_its_type(setting: Field[Any], value: Any) -> Any:
 
 
 def _is_a(value: Any, kind: type) -> bool:
-    """Numbers of NumPy are numbers too."""
+    """Numbers of NumPy are numbers too; no setting is true or false."""
     if isinstance(value, bool):
-        return kind is bool
+        return False
     abstract: dict[type, Any] = {float: Real, int: Integral}
     return isinstance(value, abstract.get(kind, kind))
 

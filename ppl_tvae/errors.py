@@ -36,7 +36,10 @@ def check_is(name: str, value: object, kind: type) -> None:
 
 
 class Diverged(RuntimeError):
-    """The loss was not finite. The run directory holds the last good state and the best parameters."""
+    """A loss, a held-out ELBO or a parameter was not finite.
+
+    The run directory holds the last good state and the best parameters; before the first step there is none.
+    """
 
 
 class Interrupted(RuntimeError):

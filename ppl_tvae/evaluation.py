@@ -19,7 +19,8 @@ from ppl_tvae.inference.annealing import Annealing, check_annealing
 from ppl_tvae.inference.interfaces import Evaluator
 from ppl_tvae.inference.unamortised import Unamortised, check_unamortised
 from ppl_tvae.progress import progress
-from ppl_tvae.runs import Run, estimate_name, run_at
+from ppl_tvae.records import estimate_name
+from ppl_tvae.runs import Run, run_at
 from ppl_tvae.trained import asking
 
 _LOWER, _UPPER = "lower bound of log p(x)", "upper bound of log p(x)"
@@ -50,9 +51,7 @@ class _Request(NamedTuple):
         if not self.particles:
             raise UserError("expected at least one number of particles, found none; give one, such as 100")
         for each in self.particles:
-            check_count("a number of particles", each)
-            if each > _MOST_PARTICLES:
-                raise UserError(f"expected at most {_MOST_PARTICLES} particles, found {each}; give fewer")
+            check_count("a number of particles", each, most=_MOST_PARTICLES)
         if "log-evidence" in self.estimators and max(self.particles) < 2:
             raise UserError(f"expected at least 2 particles for log-evidence, found {max(self.particles)}")
         check_count("max_sequences", self.max_sequences)
@@ -221,7 +220,7 @@ def _sandwich(ready: Evaluator, plan: Plan, annealing: Annealing, quiet: bool) -
     lower, upper = bounds.log_mean_exp(forward), -bounds.log_mean_exp(-backward)
     gap = {
         "mean_gap": float(np.mean(upper - lower)),
-        "gap_standard_error": float(bounds.standard_error(upper - lower)) if len(lower) > 1 else None,
+        "gap_standard_error": bounds.standard_error(upper - lower),
         "data": "simulated from the model",
     }
     settings, notes = annealing._asdict(), gap | _moves([pair[0] for pair in pairs])
@@ -269,7 +268,7 @@ def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request
         "estimator": estimate.estimator,
         **estimate.settings,
         "value": value,
-        "standard_error": float(bounds.standard_error(per_frame)) if len(per_frame) > 1 else None,
+        "standard_error": bounds.standard_error(per_frame),
         "unit": "nats per frame",
         "side": side,
         "bits_per_dimension": None if grey or simulated or estimate.estimator == "released-is" else bits,

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -182,8 +183,7 @@ def run_to_end(loops: Sequence[Loop], advance: Advance = _one_by_one, diverged: 
         going = list(loops)  # none where all have diverged before
         while going := [loop for loop in going if not loop._finished()]:
             if interrupt.came:
-                for loop in going:
-                    loop._save()
+                going = [loop for loop in going if _spared(loop._save, diverged)]
                 break
             going = _chunk(going, advance, diverged)
             loops[0]._tell_execution()
@@ -237,12 +237,19 @@ def _chunk(loops: Sequence[Loop], advance: Advance, diverged: list[str]) -> list
     losses = advance([loop.trainer for loop in loops], plans)
     seconds, going = time.perf_counter() - started, []
     for loop, own_losses, snapshot in zip(loops, losses, snapshots, strict=True):
-        try:
-            loop._account(own_losses, snapshot, seconds)
+        if _spared(partial(loop._account, own_losses, snapshot, seconds), diverged):
             going.append(loop)
-        except Diverged as error:
-            diverged.append(str(error))
     return going
+
+
+def _spared(act: Callable[[], None], diverged: list[str]) -> bool:
+    """Whether a run goes through with something; what it says where it diverges instead is added to `diverged`."""
+    try:
+        act()
+    except Diverged as error:
+        diverged.append(str(error))
+        return False
+    return True
 
 
 def _stopped(loop: Loop) -> str:

@@ -104,11 +104,11 @@ def saved_chains(run: Run) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        tree = xr.open_datatree(path, engine="h5netcdf")
+        with xr.open_datatree(path, engine="h5netcdf") as tree:
+            groups = {name: group for name, group in tree.children.items() if name.endswith("_mcmc")}
+            return {name: group.to_dataset().load() for name, group in groups.items()}
     except OSError:
         raise UserError(f"expected draws from diagnose in '{path}', found a damaged file; remove it") from None
-    with tree:
-        return {name: group.to_dataset().load() for name, group in tree.children.items() if name.endswith("_mcmc")}
 
 
 def check_request(counts: Mapping[str, int], split: str, seed: int) -> None:

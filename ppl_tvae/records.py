@@ -86,3 +86,14 @@ def _fits(value: Any, shape: Any) -> bool:
     if isinstance(shape, list):
         return isinstance(value, list) and all(_fits(own, shape[0]) for own in value)
     return isinstance(value, shape)
+
+
+def estimate_name(record: Mapping[str, Any]) -> str:
+    """elbo, iwae-100, elbo-auto-normal: the estimator of a record, with its K where it has one, and a fitted guide."""
+    name = record["estimator"] + (f"-{record['num_particles']}" if record["estimator"] in COUNTED else "")
+    return name + (f"-{record['guide_name']}" if "guide_name" in record else "")
+
+
+def weights_verdict(record: Mapping[str, Any]) -> str | None:
+    """What a record says of the importance weights of the run's own guide; None where it is of no such weights."""
+    return None if "guide_name" in record else record["notes"].get("verdict")

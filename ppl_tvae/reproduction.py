@@ -22,7 +22,8 @@ from ppl_tvae.experiments import Column, Reproduction, experiment_of_the_paper
 from ppl_tvae.figures import draw_figures, figure_file, old_figures
 from ppl_tvae.files import alone_in, write
 from ppl_tvae.plain import to_json
-from ppl_tvae.runs import Run, estimate_name, open_run
+from ppl_tvae.records import estimate_name
+from ppl_tvae.runs import Run, open_run
 from ppl_tvae.seeds import MOST_SEEDS, run_of, train_seeds
 from ppl_tvae.tables import aligned
 from ppl_tvae.training import CHANGEABLE, resume, train
@@ -200,7 +201,8 @@ def _numbers(run: Run, experiment: Reproduction, count: int, device: str, quiet:
         with alone_in(run.path):  # what a `diagnose` has found meanwhile stays
             run.save_diagnosis(run.present_diagnosis() | found)
     values = _evaluated(run, asked) | _diagnosed(run, asked)
-    return {column.name: values[column.name] for column in experiment.columns if column.name in values}
+    known = {name: value for name, value in values.items() if value is not None}
+    return {column.name: known[column.name] for column in experiment.columns if column.name in known}
 
 
 def _evaluated(run: Run, asked: dict[str, Any]) -> dict[str, float]:
@@ -209,8 +211,8 @@ def _evaluated(run: Run, asked: dict[str, Any]) -> dict[str, float]:
     return {estimate_name(record): record["value"] for record in records}
 
 
-def _diagnosed(run: Run, asked: Mapping[str, Any]) -> dict[str, float]:
-    """Metrics of the present parameters, by column; those of one transform as NAME[TRANSFORM]."""
+def _diagnosed(run: Run, asked: Mapping[str, Any]) -> dict[str, float | None]:
+    """Metrics of the present parameters, by column; those of one transform as NAME[TRANSFORM], None of too few."""
     found, unsaid = run.present_diagnosis(), {"backend": run.experiment.backend}  # by records of earlier versions
     values = {r["metric"]: r["value"] for r in found.get("equivariance", []) if asked.items() <= (unsaid | r).items()}
     if not values:
@@ -219,7 +221,7 @@ def _diagnosed(run: Run, asked: Mapping[str, Any]) -> dict[str, float]:
         f"{name}[{record['transform']}]": measured["value"]
         for record in found.get("by_transform", [])
         for name, measured in record.items()
-        if isinstance(measured, dict) and measured["value"] is not None
+        if isinstance(measured, dict)
     }
     return values | of_transforms
 

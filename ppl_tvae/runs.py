@@ -35,7 +35,7 @@ from ppl_tvae.config import OWN_DIGESTS, Experiment, read_toml
 from ppl_tvae.errors import UserError
 from ppl_tvae.files import alone_in, claimed, digest, read, write, writing_to
 from ppl_tvae.plain import from_json, to_json
-from ppl_tvae.records import COUNTED, is_diagnosis, is_estimate
+from ppl_tvae.records import is_diagnosis, is_estimate
 
 Arrays = dict[str, np.ndarray]
 # What an estimate found, as opposed to what was asked: two records that differ only in these are the same question.
@@ -334,17 +334,6 @@ def _is_measured(row: Mapping[Any, Any]) -> bool:
         )
     except (TypeError, ValueError):
         return False
-
-
-def estimate_name(record: Mapping[str, Any]) -> str:
-    """elbo, iwae-100, elbo-auto-normal: the estimator of a record, with its K where it has one, and a fitted guide."""
-    name = record["estimator"] + (f"-{record['num_particles']}" if record["estimator"] in COUNTED else "")
-    return name + (f"-{record['guide_name']}" if "guide_name" in record else "")
-
-
-def weights_verdict(record: Mapping[str, Any]) -> str | None:
-    """What a record says of the importance weights of the run's own guide; None where it is of no such weights."""
-    return None if "guide_name" in record else record["notes"].get("verdict")
 
 
 def _question(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -352,7 +353,7 @@ def test_too_little_memory_is_one_sentence(error, words, tmp_path, capsys, monke
         (["--estimators", ","], "expected at least one estimator"),
         (["--particles", "0"], "expected a number of particles of at least 1, found 0"),
         (["--particles", "ten"], "argument --particles"),
-        (["--particles", "99999999"], "expected at most 10000000 particles"),
+        (["--particles", "99999999"], "expected a number of particles of at most 10000000, found 99999999"),
         (["--transforms", "none"], "frames of 3 channels, as in training, found none, with 1"),
         (["--split", "tset"], "did you mean 'test'?"),
         (["--max-sequences", "0"], "expected max_sequences of at least 1"),
@@ -515,6 +516,14 @@ def test_a_reader_who_has_seen_enough_is_no_mistake():
     command = [sys.executable, "-c", "import sys; from ppl_tvae.cli import main; sys.exit(main(['models', '--json']))"]
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
     os.close(write)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-"])
+def test_a_closed_stream_is_no_mistake(closed):
+    code = "import sys; from ppl_tvae.cli import main; sys.exit(main(['models']))"
+    command = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {closed}"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -220,3 +220,10 @@ def test_sprites_are_named_alike_here_and_in_the_data():
 
 def test_lists_serve_as_tuples():
     assert replace(Experiment(), hidden=[5, 4]).resolved().hidden == (5, 4)
+
+
+def test_a_vae_has_no_prior_of_u():
+    settings = {"prior": "hyperspherical", "prior_z": "normal", "guide": "iaf"}
+    assert Experiment(model="vae", **settings).resolved().priors == {"z": "normal"}
+    with pytest.raises(UserError, match="expected guide 'mean-field' with prior 'hyperspherical'"):
+        Experiment(model="tvae", **settings).resolved()

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 import xarray as xr
@@ -39,15 +40,25 @@ def test_damaged_draws_with_chains_are_told_before_the_work(tmp_path):
     run = train(small_training(tmp_path, "pyro", steps=2), tmp_path / "run", quiet=True)
     few = {"num_sequences": 1, "num_draws": 2, "metric_sequences": 2, "simulated_sequences": 8, "quiet": True}
     diagnose(run, **few, mcmc=MCMC("hmc", np.int64(1), np.int64(2), 1), mcmc_sequences=1)
-    (run.path / "posterior.nc").write_bytes(b"torn")
-    before = files_in(run.path)
-    with pytest.raises(UserError, match=r"expected draws from diagnose in .*posterior\.nc', found a damaged file"):
-        diagnose(run, **few)
-    assert files_in(run.path) == before
+    whole = (run.path / "posterior.nc").read_bytes()
+    chunk = chunk_of(run.path / "posterior.nc", "posterior_mcmc/u")
+    for damaged in (b"torn", whole[: chunk.start] + b"torn" + whole[chunk.start + 4 :]):
+        (run.path / "posterior.nc").write_bytes(damaged)
+        before = files_in(run.path)
+        with pytest.raises(UserError, match=r"expected draws from diagnose in .*posterior\.nc', found a damaged file"):
+            diagnose(run, **few)
+        assert files_in(run.path) == before
     with pytest.raises(UserError, match="expected gap_guide as "):
         diagnose(run, **few, gap_guide="auto-normal")
     (run.path / "posterior.nc").unlink()
     diagnose(run, **few)
+
+
+def chunk_of(path, name):
+    """Where the first compressed chunk of a variable lies in a file."""
+    with h5py.File(path) as file:
+        found = file[name].id.get_chunk_info(0)
+    return range(found.byte_offset, found.byte_offset + found.size)
 
 
 OWN = """

@@ -440,7 +440,7 @@ def test_bounds_against_their_definitions():
     np.testing.assert_allclose(value + bias, whole, rtol=1e-12)
     assert np.isnan(bounds.log_mean_exp(np.array([[0.0], [np.nan]]))).all()
     np.testing.assert_allclose(bounds.standard_error(np.array([1.0, 3.0, 8.0])), (13 / 3) ** 0.5)
-    assert np.isnan(bounds.standard_error(np.array([1.0])))
+    assert bounds.standard_error(np.array([1.0])) is None
     per_frame = rng.standard_normal((10, 3, 4))
     expected = np.log(np.exp(per_frame).sum(axis=0)).mean(axis=1)
     np.testing.assert_allclose(bounds.released_is(per_frame), expected)

@@ -24,8 +24,9 @@ class Scripted:
 
     execution = ""
 
-    def __init__(self, *elbos, losses=(), interrupted_at=None):
+    def __init__(self, *elbos, losses=(), interrupted_at=None, spoiled_at=None):
         self.elbos, self.losses, self.interrupted_at = list(elbos), dict(losses), interrupted_at
+        self.spoiled_at = spoiled_at
         self.done, self.clock = 0, 0.0
 
     def advance(self, plans):
@@ -40,7 +41,7 @@ class Scripted:
         return -self.elbos.pop(0)
 
     def parameters(self):
-        return {"step": np.array([float(self.done)])}
+        return {"step": np.array([math.nan if self.done == self.spoiled_at else float(self.done)])}
 
     state = snapshot = parameters
 
@@ -111,6 +112,17 @@ def test_ctrl_c_in_the_last_chunk_is_heard(losses, scripted):
     ):
         run_to_end([loop])
     assert loop.run.checkpoint().step == (29 if losses else 30)
+
+
+def test_ctrl_c_is_heard_where_a_parameter_is_no_number(scripted):
+    """The other runs are saved, and whoever trains several does not begin the next one."""
+    spoiled = scripted(Scripted(-3.0, spoiled_at=14), "spoiled")
+    good = scripted(Scripted(-3.0, interrupted_at=13), "good")
+    for loop in (spoiled, good):
+        loop.begin(-9.0)
+    with pytest.raises(Interrupted, match=r"stopped at step 14; .*good; a parameter after step 14 is not finite"):
+        run_to_end([spoiled, good])
+    assert (spoiled.run.checkpoint().step, good.run.checkpoint().step) == (10, 14)
 
 
 def test_the_last_step_has_an_elbo_and_a_state_wherever_it_comes(scripted):

@@ -3,15 +3,17 @@
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
 
-from ppl_tvae import cli, evaluate, open_run, train
+from ppl_tvae import cli, evaluate, open_run, report, train
 from ppl_tvae.diagnosis import diagnose
 from ppl_tvae.errors import UserError
 from ppl_tvae.report import write_report
 from ppl_tvae.report.page import Picture, Section, Table, page, with_error
+from ppl_tvae.runs import Run
 from tests.small_runs import small_training
 
 BROWSER = next(
@@ -125,6 +127,22 @@ def test_extreme_p_values_are_warned_of(runs, tmp_path):
     text = Tags(write_report([copy]).read_text()).text
     assert "copy, prior predictive check: frames replicated from draws of the prior differ" in text
     assert "in edge energy (p-value within 0.01 of 0 or 1)" in text
+
+
+def test_a_verdict_is_told_where_there_is_no_chart_of_it(runs, tmp_path):
+    """As where the weights of a sequence are not finite, so that one k-hat is not known."""
+    copy = open_run(shutil.copytree(runs[0].path, tmp_path / "copy"))
+    found = copy.diagnosis()
+    found["posterior"] |= {"khat": [None, 0.2], "verdict": "unreliable: no k-hat for half of them"}
+    copy.save_diagnosis(found)
+    assert "unreliable: no k-hat for half of them" in Tags(write_report(copy).read_text()).text
+
+
+def test_a_program_in_another_encoding_is_shown(runs, tmp_path):
+    copy = open_run(shutil.copytree(runs[0].path, tmp_path / "copy"))
+    (copy.path / "program.py").write_bytes("# -*- coding: latin-1 -*- für".encode("latin-1"))
+    run = Run(copy.path, replace(copy.experiment, model=str(copy.path / "program.py")))
+    assert report._repeat(run).parts[-1].text.startswith("# -*- coding: latin-1 -*- f")
 
 
 def test_text_is_escaped():

@@ -133,6 +133,16 @@ def test_ctrl_c_in_the_last_chunk_of_a_run_begins_nothing_further(small, monkeyp
     assert not (folder / "vae-seed0").exists()
 
 
+def test_what_cannot_be_known_is_not_measured_again(small, monkeypatch):
+    """CapCorr of two sequences: fewer than three say nothing."""
+    folder, settings = small
+    few = {"rows": ["vae"], **settings, "max_sequences": 2}
+    first = reproduction.reproduce("table1", out=folder, **few)
+    assert CAPCORR.name not in first.values["vae"]
+    monkeypatch.setattr(reproduction, "equivariance_metrics", None)
+    assert reproduction.reproduce("table1", out=folder, **few).values == first.values
+
+
 def test_numbers_of_older_parameters_or_of_fewer_sequences_are_measured_anew(small, monkeypatch):
     folder, settings = small
     reproduction.reproduce("table1", out=folder, **settings)

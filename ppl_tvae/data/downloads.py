@@ -181,7 +181,7 @@ def _attempts(url: str, file: RemoteFile, cache: Path) -> Iterator[str | None]:
     import requests
 
     pooch.get_logger().setLevel("WARNING")
-    downloader = pooch.HTTPDownloader(progressbar=sys.stderr.isatty(), timeout=TIMEOUT)
+    downloader = pooch.HTTPDownloader(progressbar=bool(sys.stderr and sys.stderr.isatty()), timeout=TIMEOUT)
     for _ in range(2):
         try:
             pooch.retrieve(url, f"md5:{file.md5}", fname=file.name, path=cache, downloader=downloader)

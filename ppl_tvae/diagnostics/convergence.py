@@ -171,6 +171,5 @@ def _scales(ratio: np.ndarray, error: np.ndarray) -> str:
     )
 
 
-def _rounded(values: np.ndarray, digits: int) -> list[float | str]:
-    """JSON knows no infinity."""
-    return [round(float(value), digits) if np.isfinite(value) else str(float(value)) for value in values]
+def _rounded(values: np.ndarray, digits: int) -> list[float]:
+    return [round(float(value), digits) for value in values]

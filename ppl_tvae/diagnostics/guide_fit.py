@@ -133,7 +133,7 @@ def amortisation_gap(
     weights = (np.concatenate(each, axis=1).astype(np.float64) for each in (fitted, own))
     values, ours = (bounds.elbo(each) / num_timesteps for each in weights)
     gaps = values - ours
-    error = float(bounds.standard_error(gaps)) if len(gaps) > 1 else None
+    error = bounds.standard_error(gaps)
     return {
         "value": float(gaps.mean()),
         "standard_error": error,

@@ -14,6 +14,7 @@ from ppl_tvae.diagnostics import statistics
 
 EXTREME = 0.01  # a p-value this near to 0 or 1
 FEWEST_DRAWS = round(0.5 / EXTREME) - 1  # from fewer, no p-value can be that extreme
+_RANK_POINTS, _RANKED_CELLS = 41, 200  # of a function of ranks; of a site
 _DIGITS = 9  # two values that differ only beyond are tied: sums of the same numbers in another order
 REPLICATES = {"posterior": "posterior_predictive", "prior": "prior_predictive"}
 
@@ -74,11 +75,11 @@ def _tail_probability(observed: Any, replicated: Any) -> Any:
     return statistics.tail_probability(np.round(observed, _DIGITS), np.round(replicated, _DIGITS))
 
 
-def prior_ranks(tree: xr.DataTree, num_points: int = 41, num_cells: int = 200) -> dict[str, list[float]]:
+def prior_ranks(tree: xr.DataTree) -> dict[str, list[float]]:
     """Where the guide's draws lie among the prior's: site -> ECDF of their ranks minus the uniform one.
 
-    At `num_points` even points from 0 to 1. The rank of a draw is (r + 1/2) / (n + 1), r of n of the prior's draws of
-    its cell lying below; pooled over draws, sequences and, of a large site, `num_cells` evenly chosen cells. Averaged
+    At 41 even points from 0 to 1. The rank of a draw is (r + 1/2) / (n + 1), r of n of the prior's draws of
+    its cell lying below; pooled over draws, sequences and, of a large site, 200 evenly chosen cells. Averaged
     over data that the model made, exact posteriors give the prior back, so the function is zero. Cells are not
     independent: no band.
     """
@@ -87,9 +88,9 @@ def prior_ranks(tree: xr.DataTree, num_points: int = 41, num_cells: int = 200) -
     for name in groups[0].data_vars:
         drawn, prior = (group[name].values for group in groups)
         drawn, prior = (values.reshape(np.prod(values.shape[:3]), -1) for values in (drawn, prior))
-        cells = np.unique(np.linspace(0, drawn.shape[1] - 1, num_cells).round().astype(int))
+        cells = np.unique(np.linspace(0, drawn.shape[1] - 1, _RANKED_CELLS).round().astype(int))
         ranks = [(np.searchsorted(np.sort(prior[:, cell]), drawn[:, cell]) + 0.5) / (len(prior) + 1) for cell in cells]
-        points = np.linspace(0, 1, num_points)
+        points = np.linspace(0, 1, _RANK_POINTS)
         function = np.searchsorted(np.sort(np.concatenate(ranks)), points, side="right") / sum(map(len, ranks))
         found[str(name)] = [round(float(value), 4) for value in function - points]
     return found

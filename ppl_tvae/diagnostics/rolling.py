@@ -156,8 +156,7 @@ def _correlations(estimated: np.ndarray, true: np.ndarray, ending: str) -> dict[
 
 def _mean(values: np.ndarray) -> dict[str, float | None]:
     values = values.astype(np.float64)
-    error = float(bounds.standard_error(values)) if len(values) > 1 else None
-    return {"value": float(values.mean()), "standard_error": error}
+    return {"value": float(values.mean()), "standard_error": bounds.standard_error(values)}
 
 
 def _mean_frame(ready: Evaluator, data: SequenceData) -> np.ndarray:

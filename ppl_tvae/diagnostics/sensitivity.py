@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ppl_tvae.inference import bounds
 from ppl_tvae.inference.draw import LOG_LIKELIHOOD
 
 _DENSITIES = ("log_prior", "log_likelihood")
@@ -70,6 +71,6 @@ def _averaged(parts: dict[str, list[float]]) -> dict[str, float | None]:
             values |= {part: None, f"{part}_standard_error": None}
             continue
         values[part] = round(float(np.mean(own)), 4)
-        error = np.std(own, ddof=1) / len(own) ** 0.5 if len(own) > 1 else None
-        values[f"{part}_standard_error"] = None if error is None else round(float(error), 4)
+        error = bounds.standard_error(np.asarray(own))
+        values[f"{part}_standard_error"] = None if error is None else round(error, 4)
     return values

@@ -1,5 +1,6 @@
 """Settings of annealed importance sampling, its inverse temperatures and what it gives, the same for both backends."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ def check_annealing(annealing: Annealing) -> None:
         raise unknown_name("schedule of temperatures", annealing.schedule, TEMPERATURE_SCHEDULES)
     for name, least in (("num_temperatures", 2), ("num_leapfrog_steps", 1), ("num_chains", 1)):
         check_count(name, getattr(annealing, name), least)
-    if not (annealing.step_size > 0 and 0 < annealing.target_acceptance < 1):
+    if not (0 < annealing.step_size < math.inf and 0 < annealing.target_acceptance < 1):
         raise UserError("expected a positive step_size and a target_acceptance between 0 and 1, found others")
 
 

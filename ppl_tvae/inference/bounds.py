@@ -40,11 +40,10 @@ def iwae_bound(log_weights: Any, num_particles: int) -> Any:
     return xp.mean(log_mean_exp(grouped, axis=1), axis=0)
 
 
-def standard_error(values: Any) -> Any:
-    """Standard error of the mean over sequences, values (batch,): sample standard deviation / sqrt(batch)."""
-    xp = array_namespace(values)
+def standard_error(values: Any) -> float | None:
+    """Of the mean over sequences, values (batch,): sample standard deviation / sqrt(batch); None of a single one."""
     count = values.shape[0]
-    return xp.std(values, correction=1) / math.sqrt(count) if count > 1 else math.nan
+    return float(array_namespace(values).std(values, correction=1)) / math.sqrt(count) if count > 1 else None
 
 
 def effective_sample_size(log_weights: Any) -> Any:

@@ -3,7 +3,7 @@
 import math
 from typing import Any, NamedTuple
 
-from ppl_tvae.errors import UserError, check_count, unknown_name
+from ppl_tvae.errors import UserError, check_count, check_is, unknown_name
 
 KERNELS = ("nuts", "hmc")
 
@@ -29,8 +29,7 @@ class MCMC(NamedTuple):
 
 def check_mcmc(settings: MCMC) -> None:
     """Raises UserError where a number is out of range."""
-    if not isinstance(settings, MCMC):
-        raise UserError(f"expected settings of MCMC, found {settings!r}; write MCMC({settings!r})")
+    check_is("mcmc", settings, MCMC)
     if settings.kernel not in KERNELS:
         raise unknown_name("kernel of MCMC", settings.kernel, KERNELS)
     for name in ("num_warmup", "num_draws", "num_chains", "max_tree_depth"):

@@ -63,11 +63,9 @@ def _largest_that_are_fitted(num_particles: int) -> int:
     return num_particles // 5 if num_particles <= 225 else math.floor(3 * math.sqrt(num_particles))
 
 
-def rounded(khat: float) -> float | str | None:
-    """A k-hat as JSON can hold it: to three digits, "inf", "-inf", or None for nan."""
-    if np.isnan(khat):
-        return None
-    return str(float(khat)) if np.isinf(khat) else round(float(khat), 3)
+def rounded(khat: float) -> float | None:
+    """A k-hat to three digits, None where it is not known."""
+    return None if np.isnan(khat) else round(float(khat), 3)
 
 
 def verdict(khats: np.ndarray, effective_sample_sizes: np.ndarray, num_particles: int) -> str:

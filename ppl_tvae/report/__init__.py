@@ -11,9 +11,10 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.figures import FIGURES, draw_figures, old_figures
 from ppl_tvae.figures.charts import bounds_chart, training_curves
 from ppl_tvae.files import write
+from ppl_tvae.records import weights_verdict
 from ppl_tvae.report.diagnosis import diagnosis_sections
 from ppl_tvae.report.page import Code, Picture, Section, Table, Warning, page, with_error
-from ppl_tvae.runs import Run, run_at, weights_verdict
+from ppl_tvae.runs import Run, run_at
 from ppl_tvae.trained import check_place
 
 
@@ -209,6 +210,7 @@ def _pictures(run: Run) -> Section:
 def _repeat(run: Run) -> Section:
     program, trained_by = run.experiment.program_file, run.experiment.trained_by
     files = [run.path / "config.toml", *([program] if program else [])]
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in files]
     command = f"ppl-tvae train --config {shlex.quote(str(run.path / 'config.toml'))} --out runs/again"
     how = f"Its parameters are those of {trained_by}, outside of this package." if trained_by else Code(command)
-    return Section(f"How to repeat {run.name}", [how, *(Code(file.read_text()) for file in files)])
+    return Section(f"How to repeat {run.name}", [how, *map(Code, texts)])

@@ -79,7 +79,7 @@ def test_ranks_among_prior_draws(scale, shift):
     dims = ("chain", "draw", "sequence", "cell")
     drawn = {"posterior": shift + scale * rng.normal(size=(1, 50, 8, 30)), "prior": rng.normal(size=(1, 50, 8, 30))}
     tree = xr.DataTree.from_dict({group: xr.Dataset({"z": (dims, values)}) for group, values in drawn.items()})
-    difference = np.array(prior_ranks(tree, num_points=41)["z"])
+    difference = np.array(prior_ranks(tree)["z"])
     left, right = difference[10], difference[30]  # at ranks 1/4 and 3/4: the prior's quartiles, -0.674 and 0.674
     expected = {(1, 0): (0, 0), (0.5, 0): (-0.161, 0.161), (2, 0): (0.118, -0.118), (1, 1): (-0.203, -0.378)}
     # 12,000 draws; the prior's quartile of each cell errs by 1 / sqrt(400), averaged over 30 cells

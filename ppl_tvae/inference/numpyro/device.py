@@ -45,7 +45,10 @@ def devices_of(device: str) -> list[jax.Device]:
     try:
         return jax.local_devices(backend={"auto": None, "cuda": "gpu"}.get(device, device))
     except RuntimeError:
-        raise UserError("expected a GPU for device 'cuda', found none that JAX can use; take --device cpu") from None
+        what, other = {"cuda": ("a GPU", "cpu"), "cpu": ("a CPU", "cuda")}.get(device, ("a device", "cpu"))
+        raise UserError(
+            f"expected {what} for device '{device}', found none that JAX can use; take --device {other}"
+        ) from None
 
 
 def products(matmul: str) -> AbstractContextManager[Any]:

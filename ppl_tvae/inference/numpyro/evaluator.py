@@ -103,9 +103,9 @@ class Evaluator:
         """One draw from the guide and what the model computes from it, by site, each (batch, ...)."""
         return {name: values[0] for name, values in self.posterior(plan, batch_index).sites.items()}
 
-    def reconstruct(self, plan: Any, batch_index: int = 0) -> np.ndarray:
+    def reconstruct(self, plan: Any) -> np.ndarray:
         """E[x | latents drawn from the guide], shaped as the frames."""
-        return self.posterior(plan, batch_index).mean[0]
+        return self.posterior(plan).mean[0]
 
     def decode(self, values: np.ndarray, site: str) -> np.ndarray:
         """E[x | the model's site has these values (batch, ...)]: frames (batch, S, ...)."""

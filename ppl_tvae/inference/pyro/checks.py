@@ -213,7 +213,7 @@ def _check_fixed(part: str, sites: Trace, again: Trace) -> None:
 
 
 def _check_apart(part: str, function: Any, frames: Tensor, sites: Trace) -> None:
-    """What a sequence's log p(x, z) and log q(z | x) are must not depend on the others of its batch, nor on chance.
+    """What a sequence's log p(x, z) and log q(z | x) are must not depend on the others of its batch.
 
     sites: of the part, at draws from the guide. They are replaced by copies of the first one, whose
     own must stay what it was, and of the last one; of copies each is as the others, wherever it stands; and among half

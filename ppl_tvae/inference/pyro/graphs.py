@@ -21,18 +21,18 @@ Tensors = Callable[[], dict[str, Tensor]]
 _WARM_UP = 3
 
 
-def runner_of(step: Step, changed: Tensors, on_gpu: bool, record: Callable[[Step], Step] | None = None) -> "Runner":
+def runner_of(step: Step, changed: Tensors, on_gpu: bool) -> "Runner":
     """How a step is to be run here: recorded where there is a GPU and the step allows it, else called each time.
 
     step: reads and writes tensors in place, and returns nothing. changed: the tensors that it changes, by name; those
     of the optimiser may appear with the first step, and count as zero before it. Trying the step leaves them and the
-    random streams as they were. record: what records it, `recorded`.
+    random streams as they were.
     """
     if not on_gpu:
         return Runner(step, step, "")
     try:
         with _unchanged(changed):
-            return Runner(step, (record or recorded)(step), "replayed as a CUDA graph")
+            return Runner(step, recorded(step), "replayed as a CUDA graph")
     except RuntimeError as error:
         reason = str(error).strip().partition("\n")[0]
         return Runner(step, step, f"called one by one, since they cannot be recorded as a CUDA graph: {reason}")

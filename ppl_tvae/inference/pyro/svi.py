@@ -141,10 +141,7 @@ class Trainer:
         return arrays
 
     def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        """Take up a state that `state` returned, in this process or another.
-
-        Raises UserError where it has the optimiser's memory of a parameter that is not there.
-        """
+        """Take up a state that `state` returned, in this process or another."""
         with torch.no_grad():
             for name, value in self._store["params"].items():
                 value.copy_(torch.from_numpy(arrays[f"parameter.{name}"].copy()))
@@ -153,8 +150,6 @@ class Trainer:
         slots: dict[int, dict[str, Tensor]] = {}
         for key in (key for key in arrays if key.startswith("optimizer.")):
             name, slot = key.removeprefix("optimizer.").rsplit(".", 1)
-            if name not in numbers:
-                raise UserError(f"expected a state of parameters {', '.join(numbers)}, found one with '{name}' too")
             slots.setdefault(numbers[name], {})[slot] = torch.from_numpy(arrays[key].copy())
         self._optimizer.load_state_dict({"state": slots, "param_groups": groups})
         self._runner = None  # the optimiser has new tensors, and a recording writes to the old ones
