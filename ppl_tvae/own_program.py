@@ -121,9 +121,10 @@ def _seeded(seed: int, backend: str) -> Iterator[None]:
         if backend == "numpyro":
             yield
         else:
-            torch_random = import_module("torch").random
-            with torch_random.fork_rng():
-                torch_random.manual_seed(seed)
+            torch = import_module("torch")
+            on_gpu = torch.get_default_device().type == "cuda"
+            with torch.random.fork_rng(devices=[torch.cuda.current_device()] if on_gpu else []):
+                torch.manual_seed(seed)
                 yield
     finally:
         random.setstate(of_python)

@@ -294,10 +294,11 @@ def test_a_chunk_takes_two_seconds_and_ends_where_something_is_written(tmp_path)
     assert Loop._chunk_length(loop) == 10
 
 
+@pytest.mark.parametrize("guide", ["mean-field", "mixture"])  # the other draws categories, by no numbers then
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(backend, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_what_was_good(backend, guide, tmp_path):
     with pytest.raises(Diverged, match=r"the loss at step \d+ is .*start a new run .*--learning-rate \(now 1e\+30\)"):
-        train(small_training(tmp_path, backend, learning_rate=1e30), tmp_path / "run", quiet=True)
+        train(small_training(tmp_path, backend, guide=guide, learning_rate=1e30), tmp_path / "run", quiet=True)
     run = open_run(tmp_path / "run")
     kept = {**run.parameters(), **run.checkpoint().arrays}
     assert all(abs(value).max() < float("inf") for value in kept.values() if value.dtype.kind == "f" and value.size)

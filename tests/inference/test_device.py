@@ -28,7 +28,7 @@ pytestmark = pytest.mark.machine_code
 ON_A_GPU = ("tf32", "float32")
 IN_BFLOAT16 = "the operands of products in bfloat16"
 NEEDS_A_GPU = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a GPU: PPL_TVAE_GPU=1 pytest tests/inference/test_device.py"
+    os.environ.get("PPL_TVAE_GPU") != "1", reason="needs a GPU: PPL_TVAE_GPU=1 pytest tests/inference/test_device.py"
 )
 
 
@@ -51,7 +51,19 @@ def test_torch_is_told_and_what_it_was_told_before_is_put_back(matmul, before):
     assert (1e-3 < difference < 1) == told.endswith(IN_BFLOAT16)
     with torch_device.products(matmul, "cuda"):
         assert torch.backends.cuda.matmul.allow_tf32 == (matmul == "tf32")
+        assert torch.backends.cudnn.allow_tf32 == (matmul == "tf32")
     assert not torch.backends.cuda.matmul.allow_tf32
+    assert torch.backends.cudnn.allow_tf32  # torch's default
+
+
+def test_several_gpus_are_neither_started_nor_warned_of_in_work_on_a_cpu(monkeypatch):
+    """As torch does where it is asked to keep all random streams."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *_: pytest.fail("started"))
+    before = torch.get_rng_state()
+    with torch_device.on_device("cpu", "float32"), torch_device.forked():
+        torch.randn(3)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_torch_without_amx_is_heard_to_multiply_in_float32():
@@ -166,18 +178,31 @@ def test_on_a_cpu_tf32_is_float32_and_bfloat16_goes_on_bit_for_bit(backend, tmp_
     assert last[0] == pytest.approx(last[1], rel=1e-2)
 
 
+def product_of(x):
+    return x @ x
+
+
+def convolution_of(x):
+    """16 images of 64 channels and 16 by 16 pixels with as many kernels of 3 by 3."""
+    images, kernels = x.reshape(16, 64, 16, 16), x.reshape(-1)[: 64 * 64 * 9].reshape(64, 64, 3, 3)
+    if isinstance(x, torch.Tensor):
+        return torch.nn.functional.conv2d(images, kernels)
+    return jax.lax.conv_general_dilated(images, kernels, (1, 1), "VALID")
+
+
 @NEEDS_A_GPU
+@pytest.mark.parametrize("compute", [product_of, convolution_of])
 @pytest.mark.parametrize("backend", ["numpyro", "pyro"])
-def test_products_on_a_gpu_are_as_exact_as_asked_for(backend):
+def test_products_on_a_gpu_are_as_exact_as_asked_for(backend, compute):
     """Against float64 on the host: float32 has 23 bits of mantissa, tf32 10, where the card has it (from Ampere on)."""
     a = np.random.default_rng(0).standard_normal((512, 512)).astype(np.float32)
-    exact, error = a.astype(np.float64) @ a, {}
+    exact, error = compute(torch.as_tensor(a, dtype=torch.float64)).numpy(), {}
     module = {"numpyro": jax_device, "pyro": torch_device}[backend]
     for matmul in ON_A_GPU:
         with module.on_device("cuda", "float32", matmul):
             x = jnp.asarray(a) if backend == "numpyro" else torch.as_tensor(a).cuda()
-            product = np.asarray(x @ x) if backend == "numpyro" else (x @ x).cpu().numpy()
-        error[matmul] = np.abs(product - exact).max() / np.abs(exact).max()
+            found = np.asarray(compute(x)) if backend == "numpyro" else compute(x).cpu().numpy()
+        error[matmul] = np.abs(found - exact).max() / np.abs(exact).max()
     assert error["float32"] < 1e-5
     assert 1e-5 < error["tf32"] < 1e-2 or torch.cuda.get_device_capability() < (8, 0)
 

@@ -1,5 +1,6 @@
 """Steps that a GPU can replay: the tensors they read, how it is decided, and that a CPU trains as it always did."""
 
+import os
 from collections import Counter
 
 import numpy as np
@@ -153,10 +154,54 @@ def test_a_restored_state_is_recorded_anew(case, monkeypatch):
     with on_device("cpu", "float32"):
         ours = trainer(experiment, data, SCHEDULES["sgd"])
         ours._on_gpu = True
-        start, first = ours.snapshot(), ours.advance(plans)
-        ours.rewind(start)
+        start, first = ours.state(), ours.advance(plans)
+        ours.restore(start)
         np.testing.assert_array_equal(ours.advance(plans), first)
     assert len(recordings) == 2
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_snapshot_is_gone_back_to_in_place(name, case, monkeypatch):
+    """Before the first step, when the optimiser has no slots, and later; what is recorded is replayed."""
+    experiment, data = case
+    recordings = []
+    monkeypatch.setattr(graphs, "recorded", lambda step: recordings.append(step) or step)
+    with on_device("cpu", "float32"):
+        ours = trainer(experiment, data, SCHEDULES[name])
+        ours._on_gpu = True
+        for step in (0, STEPS):
+            start, plans = ours.snapshot(), data.train_plans(SEED, step, STEPS, BATCH)
+            first, after = ours.advance(plans), ours.state()
+            ours.rewind(start)
+            np.testing.assert_array_equal(ours.advance(plans), first)
+            for key, value in ours.state().items():
+                np.testing.assert_array_equal(value, after[key], err_msg=key)
+    assert len(recordings) == 1
+
+
+@pytest.mark.parametrize("refused", ["a step", "the held-out loss"])
+def test_a_recording_that_fails_has_the_other_made_anew(refused, case, monkeypatch):
+    """It leaves torch another generator of random numbers, from which a recording made before does not draw."""
+    experiment, data = case
+    made = Counter()
+
+    def record(step):
+        kind = "a step" if step == ours._step else "the held-out loss"
+        made[kind] += 1
+        if kind == refused:
+            raise RuntimeError("not while a stream is recorded")
+        return lambda: step()
+
+    monkeypatch.setattr(graphs, "recorded", record)
+    plans, held_out = data.train_plans(SEED, 0, 2, BATCH), batched(data.validation_plan(8), BATCH)
+    works = [lambda: ours.advance(plans), lambda: ours.held_out_loss(held_out)]
+    with on_device("cpu", "float32"):
+        ours = trainer(experiment, data, SCHEDULES["sgd"])
+        ours._on_gpu = True
+        for work in (works[::-1] if refused == "a step" else works) * 3:
+            work()
+    other = {"a step": "the held-out loss", "the held-out loss": "a step"}[refused]
+    assert made == {refused: 1, other: 2}
 
 
 def test_steps_are_not_recorded_where_that_is_not_wanted(case, monkeypatch):
@@ -216,7 +261,7 @@ def test_numbers_that_cross_are_seen():
 
 
 @pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a GPU: PPL_TVAE_GPU=1 pytest tests/inference/test_graphs.py"
+    os.environ.get("PPL_TVAE_GPU") != "1", reason="needs a GPU: PPL_TVAE_GPU=1 pytest tests/inference/test_graphs.py"
 )
 @pytest.mark.parametrize("objective", [ELBO, Objective("iwae-dreg", 3)], ids=lambda objective: objective.name)
 @pytest.mark.parametrize("name", SCHEDULES)

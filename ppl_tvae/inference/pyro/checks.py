@@ -33,6 +33,7 @@ from ppl_tvae.inference.mistakes import (
     depends_on_others,
 )
 from ppl_tvae.inference.order import MOST_COPIES, Look, check_order, other_values
+from ppl_tvae.inference.pyro.device import forked
 from ppl_tvae.inference.pyro.tracing import (
     Trace,
     as_trace,
@@ -63,7 +64,7 @@ def check_program(program: Program, frames: Tensor, likelihood: str = "") -> Non
     """
     if len(frames) == 1:  # which has no others to depend on
         frames = torch.cat([frames, frames.flip(-2)])
-    with pyro.get_param_store().scope(), torch.random.fork_rng(), torch.no_grad():
+    with pyro.get_param_store().scope(), forked(), torch.no_grad():
         guide_trace = _well_named("guide", program.guide, frames)
         prior_trace = _well_named("model", program.model, frames)
         _check_traces(guide_trace, prior_trace, frames, likelihood)
@@ -85,7 +86,7 @@ def check_program(program: Program, frames: Tensor, likelihood: str = "") -> Non
 def site_table(program: Program, frames: Tensor) -> list[dict[str, Any]]:
     """A row for each site of the guide and of the model on frames (batch, ...): what it is, and its shapes."""
     rows = []
-    with pyro.get_param_store().scope(), torch.no_grad(), torch.random.fork_rng():
+    with pyro.get_param_store().scope(), torch.no_grad(), forked():
         for part, function in (("guide", program.guide), ("model", program.model)):
             sites = traced(function, frames)
             computed = deterministic_sites(sites)
@@ -103,14 +104,14 @@ def site_table(program: Program, frames: Tensor) -> list[dict[str, Any]]:
 def parameter_spaces(program: Program, frames: Tensor) -> dict[str, ParameterSpace]:
     """Where the parameters of the guide and of the model lie, by flat name."""
     spaces = {}
-    with pyro.get_param_store().scope(), torch.no_grad(), torch.random.fork_rng():
+    with pyro.get_param_store().scope(), torch.no_grad(), forked():
         program_traces(program, frames)
         constraints = pyro.get_param_store().get_state()["constraints"]
         for name, leaf in pyro.get_param_store().items():
             constraint = constraints[name]
 
-            def contains(value: np.ndarray, constraint: Any = constraint) -> bool:
-                return bool(constraint.check(torch.as_tensor(value)).all())
+            def contains(value: np.ndarray, constraint: Any = constraint, device: Any = leaf.device) -> bool:
+                return bool(constraint.check(torch.as_tensor(value, device=device)).all())
 
             spaces[flat_name(name)] = ParameterSpace(tuple(leaf.shape), str(constraint), contains)
     return spaces
@@ -118,7 +119,7 @@ def parameter_spaces(program: Program, frames: Tensor) -> dict[str, ParameterSpa
 
 def graph(program: Program, frames: Tensor) -> Any:
     """The host's picture of the model's graph, a graphviz.Digraph."""
-    with pyro.get_param_store().scope(), torch.random.fork_rng():
+    with pyro.get_param_store().scope(), forked():
         return pyro.render_model(
             program.model, (frames,), render_distributions=True, render_params=True, render_deterministic=True
         )

@@ -36,11 +36,22 @@ def on_device(device: str, precision: str, matmul: str = "tf32") -> Iterator[Non
     torch.set_default_device(None if place == "cpu" else place)
     try:
         small_numbers = denormals_as_zero() if place == "cpu" else nullcontext()
-        with torch.random.fork_rng(), pyro.validation_enabled(False), products(matmul, place), small_numbers:
+        with forked(), pyro.validation_enabled(False), products(matmul, place), small_numbers:
             yield
     finally:
         torch.set_default_dtype(dtype)
         torch.set_default_device(None if default_device.type == "cpu" else default_device)
+
+
+def forked() -> Any:
+    """Within the context the random streams of the CPU and of the default device may be drawn from and set at will.
+
+    torch's own way without devices takes all GPUs: it warns where there are several, and starts them for a CPU's work.
+    """
+    device = torch.get_default_device()
+    if device.type != "cuda":
+        return torch.random.fork_rng(devices=[])
+    return torch.random.fork_rng(devices=[torch.cuda.current_device() if device.index is None else device.index])
 
 
 @contextmanager
@@ -52,18 +63,20 @@ def products(matmul: str, place: str) -> Iterator[None]:
     torch.set_float32_matmul_precision, which sets CPUs and GPUs together.
     """
     backends: Any = torch.backends
-    settings, name, value = {
-        "cuda": (backends.cuda.matmul, "allow_tf32", matmul == "tf32"),
-        "cpu": (backends.mkldnn.matmul, "fp32_precision", "bf16" if matmul == "bfloat16" else "ieee"),
+    places, name, value = {
+        "cuda": ((backends.cuda.matmul, backends.cudnn), "allow_tf32", matmul == "tf32"),  # cuDNN's: of convolutions
+        "cpu": ((backends.mkldnn.matmul,), "fp32_precision", "bf16" if matmul == "bfloat16" else "ieee"),
     }[place]
     whole_on_a_cpu = place == "cpu" and matmul != "bfloat16"
-    before = getattr(settings, name)
-    setattr(settings, name, value)
+    before = [getattr(settings, name) for settings in places]
+    for settings in places:
+        setattr(settings, name, value)
     try:
         with by_onednn() if whole_on_a_cpu and onednn_is_faster() else nullcontext():
             yield
     finally:
-        setattr(settings, name, before)
+        for settings, former in zip(places, before, strict=True):
+            setattr(settings, name, former)
 
 
 def products_in_bfloat16() -> str:

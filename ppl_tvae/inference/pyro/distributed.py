@@ -152,6 +152,14 @@ class DistributedTrainer(Trainer):
         with self._ranks.command("restore", dict(arrays)):
             super().restore(arrays)
 
+    def snapshot(self) -> Any:
+        """The present state, which every rank goes back to."""
+        return self.state()
+
+    def rewind(self, snapshot: Any) -> None:
+        """Go back to a snapshot, on every rank."""
+        self.restore(snapshot)
+
     def _advance_rows(self, plans: Any) -> np.ndarray:
         losses = torch.as_tensor(super().advance(self._ranks.own_rows(plans)), device=torch.get_default_device())
         self._ranks.average([losses])

@@ -14,6 +14,8 @@ import pyro
 import torch
 from torch import Tensor
 
+from ppl_tvae.inference.pyro.device import forked
+
 Step = Callable[[], None]
 Tensors = Callable[[], dict[str, Tensor]]
 
@@ -47,6 +49,11 @@ class Runner:
     def __init__(self, step: Step, run: Step, description: str) -> None:
         self.step, self.run, self.description = step, run, description
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether `run` replays a recording."""
+        return self.run is not self.step
+
 
 def recorded(step: Step) -> Step:
     """The replay of a step on the GPU. Raises RuntimeError where it cannot be recorded.
@@ -59,27 +66,38 @@ def recorded(step: Step) -> Step:
             step()
         with _waiting_is_an_error():
             step()
-    graph = torch.cuda.CUDAGraph()
+    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
     try:
         with pyro.validation_enabled(False), torch.cuda.graph(graph):
             step()
     except RuntimeError:
         generator = torch.cuda.default_generators[torch.cuda.current_device()]
         generator.graphsafe_set_state(generator.clone_state())  # a clone is not being recorded
+        torch.cuda.set_stream(stream)  # torch leaves its own where ending the recording fails
         raise
     return graph.replay
 
 
 @contextmanager
 def _unchanged(changed: Tensors) -> Iterator[None]:
-    before = {name: tensor.detach().clone() for name, tensor in changed().items()}
+    before = copied(changed)
     try:
-        with torch.random.fork_rng():
+        with forked():
             yield
     finally:
-        with torch.no_grad():
-            for name, tensor in changed().items():
-                tensor.copy_(before[name]) if name in before else tensor.zero_()
+        put_back(changed, before)
+
+
+def copied(changed: Tensors) -> dict[str, Tensor]:
+    """What `put_back` takes: copies of the tensors that a step changes, on their device."""
+    return {name: tensor.detach().clone() for name, tensor in changed().items()}
+
+
+@torch.no_grad()
+def put_back(changed: Tensors, before: dict[str, Tensor]) -> None:
+    """The tensors that a step changes as they were, in place; those that were not there yet are zero."""
+    for name, tensor in changed().items():
+        tensor.copy_(before[name]) if name in before else tensor.zero_()
 
 
 @contextmanager

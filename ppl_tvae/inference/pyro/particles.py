@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from ppl_tvae.inference.pyro.device import forked
 from ppl_tvae.inference.pyro.tracing import Trace, as_trace, latent_sites, latent_values, replayed, traced
 from ppl_tvae.program import Program
 
@@ -80,7 +81,7 @@ def is_vectorisable(compute: Callable[[], Any]) -> bool:
 
     A mistake of the guide itself is no reason: it comes to light when the guide runs alone.
     """
-    with torch.random.fork_rng():
+    with forked():
         try:
             compute()
         except (RuntimeError, NotImplementedError, ValueError):

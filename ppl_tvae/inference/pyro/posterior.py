@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.draw import DRAWS_OF_A_MEAN, Draw, settled
+from ppl_tvae.inference.pyro.device import forked
 from ppl_tvae.inference.pyro.tracing import (
     Trace,
     deterministic_sites,
@@ -52,7 +53,7 @@ def prior_draw(program: Program, computed: Sequence[str]) -> Callable[[Parameter
 
     @torch.no_grad()
     def beside(parameters: Parameters, noise: int, frames: Tensor) -> Draw:
-        with parameters_as(parameters), torch.random.fork_rng():
+        with parameters_as(parameters), forked():
             torch.manual_seed(noise)
             return _draw(traced(program.model, frames), computed)
 

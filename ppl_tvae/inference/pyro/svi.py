@@ -20,8 +20,8 @@ from ppl_tvae.inference.objective import ELBO as HELD_OUT
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
 from ppl_tvae.inference.pyro.checks import check_program
-from ppl_tvae.inference.pyro.device import keep_freed_memory, products_in_bfloat16, to_device
-from ppl_tvae.inference.pyro.graphs import Runner, runner_of
+from ppl_tvae.inference.pyro.device import forked, keep_freed_memory, products_in_bfloat16, to_device
+from ppl_tvae.inference.pyro.graphs import Runner, copied, put_back, runner_of
 from ppl_tvae.inference.pyro.objectives import OBJECTIVES, is_vectorised
 from ppl_tvae.inference.pyro.tracing import flat_parameters, program_traces
 from ppl_tvae.program import Program
@@ -109,7 +109,7 @@ class Trainer:
         It is the ELBO whatever objective is trained, so that runs can be compared by it.
         """
         plans = to_device(plans)
-        with torch.random.fork_rng(), pyro.get_param_store().scope(self._store), torch.no_grad():
+        with forked(), pyro.get_param_store().scope(self._store), torch.no_grad():
             plan, loss, runner = self._evaluation_of(plans)
             torch.manual_seed(self._evaluation_seed)
             losses = torch.empty(len(plans[0]))
@@ -159,12 +159,17 @@ class Trainer:
             torch.cuda.set_rng_state(torch.from_numpy(arrays["random.cuda"].copy()))
 
     def snapshot(self) -> Any:
-        """The present state, to go back to with `rewind`."""
-        return self.state()
+        """The present state, to go back to with `rewind`; it stays on the device."""
+        streams = torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+        return copied(self._changed_by_a_step), streams, self._steps_done
 
     def rewind(self, snapshot: Any) -> None:
-        """Go back to a snapshot."""
-        self.restore(snapshot)
+        """Go back to a snapshot, in place, so that what is recorded stays good."""
+        before, (of_cpu, of_gpu), self._steps_done = snapshot
+        put_back(self._changed_by_a_step, before)
+        torch.set_rng_state(of_cpu)
+        if of_gpu is not None:
+            torch.cuda.set_rng_state(of_gpu)
 
     def _evaluation_of(self, plans: Any) -> tuple[Any, Tensor, Runner]:
         """The plan that is evaluated next, where its loss is found, and what evaluates it; the same at every call."""
@@ -176,6 +181,8 @@ class Trainer:
                 loss.copy_(sequence_loss(HELD_OUT, self._program, self._render(self._tables, plan), 0))
 
             self._evaluation = plan, loss, runner_of(evaluate, dict, self._on_gpu and self._may_record)
+            if not self._evaluation[2].is_recorded and self._runner and self._runner.is_recorded:
+                self._runner = None  # as in `_run_step`
         return self._evaluation
 
     def _prepare(self, plans: Any, index: int) -> None:
@@ -188,6 +195,9 @@ class Trainer:
     def _run_step(self) -> None:
         if self._runner is None:
             self._runner = runner_of(self._step, self._changed_by_a_step, self._on_gpu and self._may_record)
+            # A recording that fails leaves torch another generator, which one that is there already does not draw from.
+            if not self._runner.is_recorded and self._evaluation and self._evaluation[2].is_recorded:
+                self._evaluation = None
         self._runner.run()
 
     def _step(self) -> None:

@@ -20,6 +20,7 @@ from torch.distributions import Independent, biject_to, constraints
 
 from ppl_tvae.errors import NoFrameScore, UserError
 from ppl_tvae.inference.mistakes import changing_support, check_flat_names, check_parameters, without_coordinates
+from ppl_tvae.inference.pyro.device import forked
 from ppl_tvae.inference.sites import Site, distribution_name, masks
 from ppl_tvae.program import PLATE, Program
 
@@ -97,7 +98,7 @@ def parameters_of(program: Program, flat: Mapping[str, Any], frames: Tensor) -> 
 
     Raises UserError where a parameter of the program is not among them, or has another shape.
     """
-    with pyro.get_param_store().scope(), torch.no_grad(), torch.random.fork_rng():
+    with pyro.get_param_store().scope(), torch.no_grad(), forked():
         program_traces(program, frames)
         shapes = {name: value.shape for name, value in pyro.get_param_store().items()}
     check_parameters({flat_name(name): shape for name, shape in shapes.items()}, flat)
@@ -152,7 +153,7 @@ def computed_sites(program: Program, frames: Tensor) -> tuple[str, ...]:
         return {name: site["value"].shape for name, site in sites.items()}
 
     size = len(frames)
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), forked():
         less, more = shapes(frames), shapes(torch.cat([frames, frames[:1]]))
     return tuple(name for name in less if (*less[name][:1], *more[name][:1]) == (size, size + 1))
 
@@ -182,7 +183,7 @@ def check_supports(program: Program, frames: Tensor) -> None:
 
     Unconstrained coordinates would then be others at each draw, as those of Uniform(0, s) are where s is a latent too.
     """
-    with torch.random.fork_rng():
+    with forked():
         first, second = (latent_sites(traced(program.model, frames)) for _ in range(2))
     for name, site in first.items():
         if not _are_equal(site["fn"].support, second[name]["fn"].support):

@@ -35,7 +35,8 @@ class DiagonalNormalMixture(dist.MixtureSameFamily):
         """Draws (sample_shape, ..., D)."""
         normal, logits = self.component_distribution.base_dist, self.mixture_distribution.logits
         with torch.no_grad():
-            component = torch.distributions.Categorical(logits=logits).sample(sample_shape)[..., None, None]
+            known = torch.nan_to_num(logits)  # a draw by logits that are no numbers stops the host, on a GPU for good
+            component = torch.distributions.Categorical(logits=known).sample(sample_shape)[..., None, None]
             shape = (*component.shape[:-2], *normal.loc.shape[-2:])
             loc, scale = (
                 values.expand(shape).take_along_dim(component, -2)[..., 0, :] for values in (normal.loc, normal.scale)
