@@ -15,7 +15,7 @@ from ppl_tvae.inference import bounds
 from ppl_tvae.inference.annealing import Annealing
 from ppl_tvae.inference.unamortised import Unamortised
 from ppl_tvae.records import estimate_name, weights_verdict
-from ppl_tvae.runs import Run, run_at
+from ppl_tvae.runs import Run, runs_at
 from ppl_tvae.tables import aligned
 
 # What must be the same for two numbers to measure the same thing; data of the user's own are, wherever they lie, by
@@ -69,10 +69,7 @@ def compare(runs: Run | Path | str | Sequence[Run | Path | str]) -> Comparison:
 
     Raises UserError where they do not measure the same thing.
     """
-    opened = [run_at(run) for run in ((runs,) if isinstance(runs, Run | Path | str) else runs)]
-    if not opened:
-        raise UserError("expected at least one run, found none; name a run directory")
-    check_names(opened)
+    opened = runs_at(runs)
     conditions, records = {}, {}
     for run in opened:
         conditions[run.name], records[run.name] = _newest(run)
@@ -99,12 +96,6 @@ def compare(runs: Run | Path | str | Sequence[Run | Path | str]) -> Comparison:
     }
     training = {run.name: _trained(run) for run in opened}
     return Comparison(_header(condition, records), estimates, paired, verdicts, training)
-
-
-def check_names(runs: Sequence[Run]) -> None:
-    """Raises UserError where runs could not be told apart by the names of their directories."""
-    if len(names := [run.name for run in runs]) != len(set(names)):
-        raise UserError(f"expected runs of different names, found {', '.join(names)}; rename a directory")
 
 
 def as_text(comparison: Comparison, markdown: bool = False) -> str:

@@ -19,7 +19,7 @@ import io
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -294,6 +294,19 @@ def open_run(path: Path | str) -> Run:
 def run_at(run: Run | Path | str) -> Run:
     """A run, or the one in the directory at a path. Raises UserError if it is not one."""
     return run if isinstance(run, Run) else open_run(run)
+
+
+def runs_at(runs: Run | Path | str | Sequence[Run | Path | str]) -> list[Run]:
+    """One run or several, by themselves or their paths.
+
+    Raises UserError for none, for one that is none, and where two could not be told apart by their directories' names.
+    """
+    opened = [run_at(run) for run in ((runs,) if isinstance(runs, Run | Path | str) else runs)]
+    if not opened:
+        raise UserError("expected at least one run, found none; name a run directory")
+    if len(names := [run.name for run in opened]) != len(set(names)):
+        raise UserError(f"expected runs of different names, found {', '.join(names)}; rename a directory")
+    return opened
 
 
 def _with_own_files(experiment: Experiment, path: Path) -> Experiment:

@@ -14,7 +14,7 @@ from ppl_tvae.files import write
 from ppl_tvae.records import weights_verdict
 from ppl_tvae.report.diagnosis import diagnosis_sections
 from ppl_tvae.report.page import Code, Picture, Section, Table, Warning, page, with_error
-from ppl_tvae.runs import Run, run_at
+from ppl_tvae.runs import Run, runs_at
 from ppl_tvae.trained import check_place
 
 
@@ -31,11 +31,7 @@ def write_report(
     makes them. Pictures that are missing, or older than the parameters, are drawn (by `backend` on `device`). Raises
     UserError.
     """
-    runs = (runs,) if isinstance(runs, Run | Path | str) else runs
-    if not runs:
-        raise UserError("expected at least one run, found none; name a run directory")
-    opened = [run_at(run) for run in runs]
-    comparison.check_names(opened)
+    opened = runs_at(runs)
     check_place(backend, device)
     path = Path(path or opened[0].path / "report.html")
     for run in opened:
