@@ -5,7 +5,6 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,7 +60,7 @@ class Comparison(NamedTuple):
     estimates: dict[str, dict[str, Entry]]
     differences: dict[str, dict[str, Entry]]
     verdicts: dict[str, str]
-    training: Mapping[str, str] = MappingProxyType({})
+    training: dict[str, str]
 
 
 def compare(runs: Run | Path | str | Sequence[Run | Path | str]) -> Comparison:
@@ -186,7 +185,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "estimates": plain(comparison.estimates),
         "differences": plain(comparison.differences),
         "verdicts": comparison.verdicts,
-        "training": dict(comparison.training),
+        "training": comparison.training,
     }
 
 

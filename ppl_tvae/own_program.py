@@ -116,7 +116,7 @@ def _seeded(seed: int, backend: str) -> Iterator[None]:
     """The generators that a program's file may draw from begin with the seed, and go on as before afterwards."""
     of_python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a user's file may draw from it
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
     try:
         if backend == "numpyro":
             yield

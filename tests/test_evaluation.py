@@ -316,7 +316,7 @@ def test_verdicts_are_on_the_runs_own_guides(tmp_path):
 
 def test_one_sequence_has_no_error_in_text_and_in_json(runs):
     (record,) = ppl_tvae.evaluate(runs["numpyro"], estimators="elbo", particles=3, max_sequences=1, seed=11)
-    compared = comparison.Comparison("", {"a": {"elbo": comparison._entry(record)}}, {}, {})
+    compared = comparison.Comparison("", {"a": {"elbo": comparison._entry(record)}}, {}, {}, {})
     assert comparison.as_json(compared)["estimates"]["a"]["elbo"]["standard_error"] is None
     assert f"{record['value']:.2f}\n" in comparison.as_text(compared) + "\n"
 
@@ -324,18 +324,18 @@ def test_one_sequence_has_no_error_in_text_and_in_json(runs):
 def test_estimates_over_other_numbers_of_sequences_say_so_in_every_form():
     """Of one run all in the heading; of two runs whose numbers differ in the cells."""
     few, many = comparison.Entry(-1.0, 0.5, 40), comparison.Entry(-2.0, 0.25, 300)
-    mixed = comparison.Comparison("", {"a": {"iwae-10": few, "iwae-7": many}}, {}, {})
+    mixed = comparison.Comparison("", {"a": {"iwae-10": few, "iwae-7": many}}, {}, {}, {})
     for markdown in (False, True):
         text = comparison.as_text(mixed, markdown=markdown)
         assert "iwae-10 (40)" in text
         assert "iwae-7 (300)" in text
         assert "0.50 (" not in text
     assert "a,iwae-7,-2.0,0.25,300" in comparison.as_csv(mixed)
-    alike = comparison.Comparison("", {"a": {"elbo": few}, "b": {"elbo": few}}, {"b": {"elbo": few}}, {})
+    alike = comparison.Comparison("", {"a": {"elbo": few}, "b": {"elbo": few}}, {"b": {"elbo": few}}, {}, {})
     assert "(40)" not in comparison.as_text(alike)
 
     estimates = {"a": {"elbo": few, "iwae-7": many}, "b": {"elbo": many, "iwae-7": many}}
-    unlike = comparison.Comparison("", estimates, {"b": {"elbo": few, "iwae-7": many}}, {})
+    unlike = comparison.Comparison("", estimates, {"b": {"elbo": few, "iwae-7": many}}, {}, {})
     lines = comparison.as_text(unlike).splitlines()
     assert lines[2].split("  ")[-1].strip() == "iwae-7 (300)"
     assert [line.split("±")[1].split()[1] for line in lines[3:5]] == ["(40)", "(300)"]
