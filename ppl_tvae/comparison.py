@@ -231,8 +231,7 @@ def _label(record: dict[str, Any]) -> str:
 
 
 def _condition(record: dict[str, Any], run: Run) -> dict[str, Any]:
-    tested = record.get("transforms", run.experiment.transforms or ())  # older records are of what was trained on
-    found = {key: record.get(key) for key in _CONDITIONS} | {"transforms": ", ".join(tested)}
+    found = {key: record.get(key) for key in _CONDITIONS} | {"transforms": ", ".join(record["transforms"])}
     return found | ({"data": Path(record["data"]).name} if record.get("data_digest") else {})
 
 

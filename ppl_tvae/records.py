@@ -21,7 +21,7 @@ _MEASURED = {"value": _NUMBER_IF_KNOWN, "standard_error": _NUMBER_IF_KNOWN}
 
 _ESTIMATE = {
     "estimator": str, "value": _NUMBER, "standard_error": _NUMBER_IF_KNOWN, "num_sequences": int, "notes": dict,
-    "per_sequence": [_NUMBER],
+    "per_sequence": [_NUMBER], "transforms": [str],
 }  # fmt: skip
 # What an estimate has beside a name that only some have.
 _BESIDE = {
@@ -33,7 +33,7 @@ _BESIDE = {
 _OF_A_TRANSFORM = (
     "capsule_correlation_pooled", "capsule_correlation_pooled_of_prior", "capsule_correlation_per_capsule",
     "capsule_correlation_per_capsule_of_prior", "image_error_rolled", "image_error_not_rolled",
-    "image_error_rolled_minus_not_rolled",
+    "image_error_rolled_minus_not_rolled", "image_error_mean_frame",
 )  # fmt: skip
 _DIAGNOSIS: dict[str, Any] = {
     "posterior": {"num_sequences": int, "num_draws": int, "khat": [_NUMBER_IF_KNOWN], "verdict": str},

@@ -213,8 +213,8 @@ def _evaluated(run: Run, asked: dict[str, Any]) -> dict[str, float]:
 
 def _diagnosed(run: Run, asked: Mapping[str, Any]) -> dict[str, float | None]:
     """Metrics of the present parameters, by column; those of one transform as NAME[TRANSFORM], None of too few."""
-    found, unsaid = run.present_diagnosis(), {"backend": run.experiment.backend}  # by records of earlier versions
-    values = {r["metric"]: r["value"] for r in found.get("equivariance", []) if asked.items() <= (unsaid | r).items()}
+    found = run.present_diagnosis()
+    values = {r["metric"]: r["value"] for r in found.get("equivariance", []) if asked.items() <= r.items()}
     if not values:
         return {}  # those by transform were measured together with these
     of_transforms = {

@@ -78,9 +78,16 @@ class Run:
 
     def parameters(self) -> Arrays:
         """The best parameters so far, by flat name. Raises UserError if there are none or the file is damaged."""
+        return self.parameters_and_digest()[0]
+
+    def parameters_and_digest(self) -> tuple[Arrays, str]:
+        """The best parameters so far, and what tells them from others. Raises UserError as `parameters`.
+
+        Both are of one reading: a training that goes on replaces the file.
+        """
         content = self._parameters_file()
         try:
-            return load_tensors(content)
+            return load_tensors(content), digest(content)
         except SafetensorError as error:
             raise UserError(
                 f"expected parameters in '{self.path / 'parameters.safetensors'}', found a damaged file ({error}); "
@@ -170,14 +177,10 @@ class Run:
         return records
 
     def present_evaluations(self) -> list[dict[str, Any]]:
-        """Those records that are of the run's present parameters. Raises as `evaluations`.
-
-        A record of an older version does not say of which it is; it counts where the file is newer than the parameters.
-        """
+        """Those records that are of the run's present parameters. Raises as `evaluations`."""
         records = self.evaluations()
         present = self.parameters_digest() if records else ""
-        known = present if self.is_up_to_date("evaluation.json") else None
-        return [record for record in records if record.get("parameters", known) == present]
+        return [record for record in records if record.get("parameters") == present]
 
     def parameters_digest(self) -> str:
         """What tells the run's parameters from others: a digest of their file."""
@@ -205,11 +208,9 @@ class Run:
         return found
 
     def present_diagnosis(self) -> dict[str, Any]:
-        """The same where it is of the run's present parameters, else empty; without a digest the newer file decides."""
+        """The same where it is of the run's present parameters, else empty. Raises as `diagnosis`."""
         found = self.diagnosis()
-        known = self.parameters_digest() if found else ""
-        assumed = known if self.is_up_to_date("diagnosis.json") else None
-        return found if found.get("parameters", assumed) == known else {}
+        return found if found and found.get("parameters") == self.parameters_digest() else {}
 
     def is_up_to_date(self, file: str) -> bool:
         """Whether a file of the run is there and no older than its parameters."""

@@ -11,7 +11,7 @@ from ppl_tvae.config import DEVICES
 from ppl_tvae.data import SequenceData
 from ppl_tvae.errors import UserError, unknown_name
 from ppl_tvae.inference.interfaces import Evaluator
-from ppl_tvae.runs import Run
+from ppl_tvae.runs import Arrays, Run
 
 
 def check_place(backend: str | None, device: str) -> None:
@@ -41,14 +41,16 @@ class Asked(NamedTuple):
 @contextmanager
 def asking(run: Run, data: SequenceData, split: str, seed: int, backend: str | None, device: str) -> Iterator[Asked]:
     """The run with its best parameters, ready to be asked, in its own backend or the other one. Raises UserError."""
-    parameters = run.parameters_digest()  # a training that goes on may replace them meanwhile
-    with evaluator(run, data, backend, device, seed) as ready:
-        yield Asked(run, data, split, seed, backend or run.experiment.backend, parameters, ready)
+    parameters, digest = run.parameters_and_digest()
+    with evaluator(run, data, backend, device, seed, parameters) as ready:
+        yield Asked(run, data, split, seed, backend or run.experiment.backend, digest, ready)
 
 
 @contextmanager
-def evaluator(run: Run, data: SequenceData, backend: str | None, device: str, seed: int) -> Iterator[Evaluator]:
-    """The run's program with its best parameters, in its own backend or the other one. Raises UserError."""
+def evaluator(
+    run: Run, data: SequenceData, backend: str | None, device: str, seed: int, parameters: Arrays | None = None
+) -> Iterator[Evaluator]:
+    """The run's program, in its own backend or the other one; parameters: None for its best. Raises UserError."""
     name = backend or run.experiment.backend
     check_place(name, device)
     if run.experiment.program_file is not None and name != run.experiment.backend:
@@ -60,6 +62,6 @@ def evaluator(run: Run, data: SequenceData, backend: str | None, device: str, se
     # Bounds in whole float32 products, however the run was trained: what is reported is not rounded twice.
     with modules[0].on_device(device, run.experiment.precision, "float32"):
         yield modules[1].Evaluator(
-            assemble(run.experiment, name), run.parameters(), renderer(run.experiment), data.tables, data.test_plan(1),
-            run.experiment.precision, seed,
+            assemble(run.experiment, name), parameters or run.parameters(), renderer(run.experiment), data.tables,
+            data.test_plan(1), run.experiment.precision, seed,
         )  # fmt: skip

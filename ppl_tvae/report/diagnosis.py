@@ -98,13 +98,11 @@ _COLUMNS = {
     "image_error_rolled_minus_not_rolled": "difference",
     "image_error_mean_frame": "mean frame",
 }
-_UNKNOWN = {"value": None, "standard_error": None}  # to earlier versions
 
 
 def _by_transform(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -> list[Any]:
     rows = [
-        [own["transform"], str(own["num_sequences"]), *(_measured(own.get(column, _UNKNOWN)) for column in _COLUMNS)]
-        for own in found
+        [own["transform"], str(own["num_sequences"]), *(_measured(own[column]) for column in _COLUMNS)] for own in found
     ]
     caption = (
         "value ± standard error over sequences (CapCorr: jackknife). CapCorr takes the first time at which the moving "
