@@ -26,11 +26,10 @@ from ppl_tvae.diagnostics.convergence import (
     convergence,
     guide_against_chains,
 )
-from ppl_tvae.diagnostics.datatree import datatree, with_chains
+from ppl_tvae.diagnostics.datatree import LOG_LIKELIHOOD, datatree, with_chains
 from ppl_tvae.diagnostics.guide_fit import _gap_verdict, _trouble, against_mcmc, amortisation_gap
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference import reliability
-from ppl_tvae.inference.draw import LOG_LIKELIHOOD
 from ppl_tvae.inference.mcmc import MCMC
 from ppl_tvae.inference.numpyro.device import on_device as on_jax
 from ppl_tvae.inference.numpyro.evaluator import Evaluator as NumpyroEvaluator

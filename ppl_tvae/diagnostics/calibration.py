@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppl_tvae.data import SEQUENCES_PER_BATCH, Plan
-from ppl_tvae.inference.draw import LOG_LIKELIHOOD
+from ppl_tvae.diagnostics.datatree import LOG_LIKELIHOOD
 from ppl_tvae.inference.interfaces import Evaluator
 from ppl_tvae.progress import progress
 

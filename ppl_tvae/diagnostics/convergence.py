@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from ppl_tvae.inference.draw import LOG_LIKELIHOOD
+from ppl_tvae.diagnostics.datatree import LOG_LIKELIHOOD
 
 CELLS = 500  # of each site: enough for quantiles over cells, and half a second of R-hats
 # Vehtari et al. 2021, section 4: R-hat below 1.01, and an effective sample size of 100 for each of four chains.

@@ -13,6 +13,8 @@ from ppl_tvae.inference.mcmc import Chains
 from ppl_tvae.inference.mistakes import check_site_names
 from ppl_tvae.program import CELL_DIMS, FRAME_DIMS
 
+LOG_LIKELIHOOD = "log p(x | latents)"  # the group log_likelihood, where it stands beside sites
+
 
 def datatree(
     posterior: Draw, prior: Draw, observed: np.ndarray, about: Mapping[str, np.ndarray], attrs: Mapping[str, Any]

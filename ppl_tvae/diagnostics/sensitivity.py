@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ppl_tvae.diagnostics.datatree import LOG_LIKELIHOOD
 from ppl_tvae.inference import bounds
-from ppl_tvae.inference.draw import LOG_LIKELIHOOD
 
 _DENSITIES = ("log_prior", "log_likelihood")
 FEWEST_DRAWS = 25  # from fewer, the weights' tail cannot be smoothed

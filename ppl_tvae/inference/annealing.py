@@ -12,6 +12,7 @@ TEMPERATURE_SCHEDULES = ("linear", "sigmoid")
 
 # Wu et al. 2016 (arXiv 1611.04273), section 4.1, use a sigmoid of this steepness.
 _SIGMOID_STEEPNESS = 4.0
+ADAPTATION_RATE = 0.2  # of the log step size, for each unit that the acceptance rate is off its target
 
 
 class Annealing(NamedTuple):

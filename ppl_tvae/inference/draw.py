@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 
 from ppl_tvae.errors import UserError
 
-LOG_LIKELIHOOD = "log p(x | latents)"  # what is measured of a draw beside its sites, in tables
 DRAWS_OF_A_MEAN = 64  # where a host has no mean of a likelihood: an eighth of a pixel's deviation is left in pictures
 
 

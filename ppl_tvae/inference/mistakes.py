@@ -9,6 +9,9 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.inference.sites import Site, distribution_name, made_of, plate_axis
 from ppl_tvae.program import OBSERVED, PLATE, TREE_NAMES
 
+ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes
+ROUNDING_BY_PLACE = 1e-4  # the same: a row of a product may be summed in another order than the next
+
 # Distributions of either host that give every real number a density.
 _ON_THE_WHOLE_LINE = {"Normal", "Laplace", "StudentT", "Cauchy", "Logistic", "MultivariateNormal"}
 _ON_THE_WHOLE_LINE |= {"LowRankMultivariateNormal", "DiagonalNormalMixture"}

@@ -5,8 +5,8 @@ import pytest
 import xarray as xr
 
 from ppl_tvae.diagnostics import sensitivity
+from ppl_tvae.diagnostics.datatree import LOG_LIKELIHOOD
 from ppl_tvae.diagnostics.sensitivity import power_scaling, summaries
-from ppl_tvae.inference.draw import LOG_LIKELIHOOD
 
 DIMS = ("chain", "draw", "sequence")
 

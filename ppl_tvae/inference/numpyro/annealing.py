@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ppl_tvae.inference.annealing import Annealed, Annealing, Path, forward_path
+from ppl_tvae.inference.annealing import ADAPTATION_RATE, Annealed, Annealing, Path, forward_path
 from ppl_tvae.inference.numpyro.tracing import (
     bijections,
     check_supports,
@@ -40,7 +40,6 @@ Latents = dict[str, jax.Array]
 Progress = Callable[[int], None]
 # Moves per compiled call: short enough to show progress and hear Ctrl-C, long enough to cost nothing.
 _MOVES_PER_CALL = 10
-_ADAPTATION_RATE = 0.2
 
 
 class _State(NamedTuple):
@@ -131,7 +130,7 @@ class Annealer:
             size = adapted if adapt else given
             state, accepted = self._hmc(key, parameters, frames, state, beta, size)
             rate = jnp.mean(accepted)
-            adapted = adapted * jnp.exp(_ADAPTATION_RATE * (rate - self._annealing.target_acceptance))
+            adapted = adapted * jnp.exp(ADAPTATION_RATE * (rate - self._annealing.target_acceptance))
             log_weights = state.log_weights + increment * (state.log_target - state.log_start)
             return (state._replace(log_weights=log_weights), adapted), (rate, size)
 

@@ -10,6 +10,8 @@ from numpyro.distributions import constraints
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.mistakes import (
+    ROUNDING,
+    ROUNDING_BY_PLACE,
     changes_by_chance,
     check_axis,
     check_cover,
@@ -46,9 +48,6 @@ from ppl_tvae.inference.numpyro.tracing import (
 from ppl_tvae.inference.order import MOST_COPIES, Look, check_order, other_values
 from ppl_tvae.inference.sites import ParameterSpace, Site, distribution_name, plate_axis, site_row, unwrapped
 from ppl_tvae.program import OBSERVED, PLATE, Program
-
-_ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes
-_ROUNDING_BY_PLACE = 1e-4  # the same: a row of a product may be summed in another order than the next
 
 
 def check_program(program: Program, frames: jax.Array, likelihood: str = "") -> None:
@@ -206,7 +205,7 @@ def _parameters(sites: Trace) -> dict[str, Any]:
 def _check_fixed(part: str, sites: Trace, again: Trace) -> None:
     """A log density at given draws must not depend on chance: again is the part at the same draws, asked once more."""
     before, after = log_joint(sites), log_joint(again)
-    if not jnp.allclose(before, after, rtol=_ROUNDING):
+    if not jnp.allclose(before, after, rtol=ROUNDING):
         raise changes_by_chance(part, before[0], after[0])
 
 
@@ -233,12 +232,12 @@ def _check_apart(part: str, function: Any, key: jax.Array, frames: jax.Array, si
     among_others = among(np.arange(size))
     for own, place in ((0, "first"), (size - 1, "last")):
         among_copies = among(np.full(size, own))
-        stays = np.isclose(among_copies[own], among_others[own], rtol=_ROUNDING)
-        if not stays or not np.allclose(among_copies, among_copies[own], rtol=_ROUNDING_BY_PLACE):
+        stays = np.isclose(among_copies[own], among_others[own], rtol=ROUNDING)
+        if not stays or not np.allclose(among_copies, among_copies[own], rtol=ROUNDING_BY_PLACE):
             other = among_copies[np.argmax(np.abs(among_copies - among_others[own]))]
             raise depends_on_others(part, f"the {place} one", among_others[own], other, "among its own copies")
     among_fewer = among(np.arange(size // 2))
-    if not np.allclose(among_fewer, among_others[: size // 2], rtol=_ROUNDING_BY_PLACE):
+    if not np.allclose(among_fewer, among_others[: size // 2], rtol=ROUNDING_BY_PLACE):
         raise depends_on_others(part, "the first one", among_others[0], among_fewer[0], "among half as many")
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_tvae.inference.annealing import Annealed, Annealing, Path, forward_path
+from ppl_tvae.inference.annealing import ADAPTATION_RATE, Annealed, Annealing, Path, forward_path
 from ppl_tvae.inference.pyro.tracing import (
     bijections,
     check_supports,
@@ -38,7 +38,6 @@ from ppl_tvae.program import Program
 
 Latents = dict[str, Tensor]
 Progress = Callable[[int], None]
-_ADAPTATION_RATE = 0.2
 
 
 class _State(NamedTuple):
@@ -99,7 +98,7 @@ class Annealer:
                 size = float(adapted if adapt else given)
                 state, accepted = self._hmc(transforms, frames, state, float(beta), size)
                 rate = float(accepted.mean())
-                adapted = adapted * np.exp(_ADAPTATION_RATE * (rate - self._annealing.target_acceptance))
+                adapted = adapted * np.exp(ADAPTATION_RATE * (rate - self._annealing.target_acceptance))
                 gain = state.log_target - state.log_start
                 state = state._replace(log_weights=state.log_weights + float(increment) * gain)
                 rates.append(rate)

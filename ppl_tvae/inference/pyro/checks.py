@@ -14,6 +14,8 @@ from torch import Tensor
 
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference.mistakes import (
+    ROUNDING,
+    ROUNDING_BY_PLACE,
     changes_by_chance,
     check_axis,
     check_cover,
@@ -52,9 +54,6 @@ from ppl_tvae.inference.pyro.tracing import (
 )
 from ppl_tvae.inference.sites import ParameterSpace, Site, distribution_name, made_of, plate_axis, site_row, unwrapped
 from ppl_tvae.program import OBSERVED, PLATE, Program
-
-_ROUNDING = 1e-6  # relative: of sums in float32 over the same shapes
-_ROUNDING_BY_PLACE = 1e-4  # the same: a row of a product may be summed in another order than the next
 
 
 def check_program(program: Program, frames: Tensor, likelihood: str = "") -> None:
@@ -209,7 +208,7 @@ def _check_circle(name: str, modelled: Site) -> None:
 def _check_fixed(part: str, sites: Trace, again: Trace) -> None:
     """A log density at given draws must not depend on chance: again is the part at the same draws, asked once more."""
     before, after = log_joint(sites), log_joint(again)
-    if not torch.allclose(before, after, rtol=_ROUNDING):
+    if not torch.allclose(before, after, rtol=ROUNDING):
         raise changes_by_chance(part, before[0], after[0])
 
 
@@ -230,12 +229,12 @@ def _check_apart(part: str, function: Any, frames: Tensor, sites: Trace) -> None
     size, among_others = len(frames), log_joint(sites)
     for own, place in ((0, "first"), (size - 1, "last")):
         among_copies = among(torch.full((size,), own))
-        stays = torch.isclose(among_copies[own], among_others[own], rtol=_ROUNDING)
-        if not stays or not torch.allclose(among_copies, among_copies[own], rtol=_ROUNDING_BY_PLACE):
+        stays = torch.isclose(among_copies[own], among_others[own], rtol=ROUNDING)
+        if not stays or not torch.allclose(among_copies, among_copies[own], rtol=ROUNDING_BY_PLACE):
             other = among_copies[torch.argmax(torch.abs(among_copies - among_others[own]))]
             raise depends_on_others(part, f"the {place} one", among_others[own], other, "among its own copies")
     among_fewer = among(torch.arange(size // 2))
-    if not torch.allclose(among_fewer, among_others[: size // 2], rtol=_ROUNDING_BY_PLACE):
+    if not torch.allclose(among_fewer, among_others[: size // 2], rtol=ROUNDING_BY_PLACE):
         raise depends_on_others(part, "the first one", among_others[0], among_fewer[0], "among half as many")
 
 
@@ -306,7 +305,7 @@ class _SameNoise(Messenger):
             self._first[msg["name"]] = msg["value"], fn.log_prob(msg["value"])
         value, density = self._first[msg["name"]]
         if fn.support.check(value).all():  # beyond it the host has no density to ask for
-            stays = torch.isclose(fn.log_prob(value), density, rtol=_ROUNDING, equal_nan=True)
+            stays = torch.isclose(fn.log_prob(value), density, rtol=ROUNDING, equal_nan=True)
             msg["value"] = torch.where(stays.reshape((*stays.shape, *(1,) * fn.event_dim)), value, msg["value"])
 
 
