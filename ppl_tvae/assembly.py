@@ -157,7 +157,7 @@ def renderer(experiment: Experiment) -> Callable[[Any, Any], Any]:
     def frames(tables: Any, plan: Any) -> Any:
         drawn = render(tables, plan, experiment.binarize)
         xp = array_namespace(drawn)
-        return xp.astype(drawn, getattr(xp, experiment.precision))
+        return xp.astype(drawn, getattr(xp, experiment.precision), copy=False)
 
     return frames
 

@@ -34,7 +34,8 @@ def uniforms(noise: Array, shape: tuple[int, ...]) -> Array:
     # Position and word are mixed apart before they meet: a plain counter would give two sequences with near words
     # the same stream, shifted. Both being mixed, what follows can leave out the first and last third of `mix`: these
     # are passes over every pixel, which eager torch does not fuse, and the highest bits of a product need no more.
-    word = (mix(place)[None, :] ^ mix(noise)[:, None]) * FIRST
+    mixed = mix(xp.concat([place, noise]))  # in one go: in torch each operation is a kernel
+    word = (mixed[None, : len(place)] ^ mixed[len(place) :, None]) * FIRST
     word = (word ^ ((word >> 15) & 0x1FFFF)) * SECOND
     drawn = xp.astype(word >> 8, xp.float32) * 2.0**-24 + 0.5  # exact: 24 bits
     return xp.reshape(drawn, (noise.shape[0], *shape))

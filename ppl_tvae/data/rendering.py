@@ -8,7 +8,7 @@ frames of grey images agree bit for bit between the backends.
 from typing import Any, NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, is_jax_namespace
+from array_api_compat import array_namespace, is_jax_namespace, is_torch_namespace
 
 from ppl_tvae.data.binarization import binarized
 from ppl_tvae.data.placement import beside
@@ -67,6 +67,8 @@ class FactorTables(NamedTuple):
     moves: Array
     time: Array
 
+
+_LOW_BYTES = 0x00FF00FF  # of both halves of a word
 
 Tables = ImageTables | PlainTables | SequenceTables | FactorTables
 
@@ -180,11 +182,12 @@ def _sampled(images: Array, corner: Array, fraction: Array) -> Array:
     offset = xp.arange(batch, dtype=xp.int32, **beside(images)) * size
     cell = _take(xp.reshape(cells, (-1,)), xp.reshape(corner + offset[:, None], (-1,)))
     cell = xp.reshape(cell, corner.shape)
-    down, right = fraction >> 8, fraction & 255
-    upper_left, upper_right = cell & 255, (cell >> 8) & 255
-    lower_left, lower_right = (cell >> 16) & 255, (cell >> 24) & 255
-    upper = upper_left * 256 + (upper_right - upper_left) * right
-    lower = lower_left * 256 + (lower_right - lower_left) * right
+    down, across = fraction >> 8, fraction & 255
+    # The upper row is mixed in the lower half of a word while the lower row is in the upper half: a row is at most
+    # 255 * 256 < 2**16, so neither reaches the other, and int32 wraps alike everywhere.
+    left, right = cell & _LOW_BYTES, (cell >> 8) & _LOW_BYTES
+    rows = left * 256 + (right - left) * across
+    upper, lower = rows & 0xFFFF, (rows >> 16) & 0xFFFF
     # At most 255 * 2**16 < 2**24, so float32 holds it exactly. A product rounds alike everywhere; a quotient does not.
     return xp.astype(upper * 256 + (lower - upper) * down, xp.float32) * (1 / (255 * 65536))
 
@@ -226,8 +229,7 @@ def _ramp(xp: Any, sixth: Array) -> Array:
 def _repeated(tables: PlainTables, plan: Plan) -> Array:
     frames = _unit_interval(_take(tables.images, plan.image))
     xp = array_namespace(frames)
-    shape = (frames.shape[0], tables.time.shape[0], *frames.shape[1:])
-    return xp.broadcast_to(frames[:, None], shape)
+    return xp.tile(frames[:, None], (1, tables.time.shape[0], 1, 1, 1))
 
 
 def _unit_interval(pixels: Array) -> Array:
@@ -236,6 +238,8 @@ def _unit_interval(pixels: Array) -> Array:
 
 
 def _take(table: Array, index: Array) -> Array:
-    """Rows of a table. JAX's default checks every index and costs extra; ours are in range by construction."""
+    """Rows of a table. The default `take` of JAX and of torch looks at every index; ours are in range."""
     xp = array_namespace(table, index)
+    if is_torch_namespace(xp):
+        return xp.index_select(table, 0, index)
     return xp.take(table, index, axis=0, **({"mode": "clip"} if is_jax_namespace(xp) else {}))

@@ -26,6 +26,7 @@ S = 18
 GENERATOR = np.random.default_rng(0)
 # Odd beside even, not square, and bright up to the edge: what a digit in a black margin would hide.
 IMAGES = GENERATOR.integers(0, 256, (5, 9, 12, 1), dtype=np.uint8)
+IMAGES[IMAGES < 60], IMAGES[IMAGES > 195] = 0, 255  # whose products fill the halves of a word
 COLOUR_IMAGES = GENERATOR.integers(0, 256, (5, 9, 12, 3), dtype=np.uint8)
 COLOUR_IMAGES[0, :4] = 77  # grey has no hue
 COLOUR_IMAGES[0, 4:] = 0
