@@ -197,7 +197,7 @@ def as_text(run: Run, found: dict[str, Any]) -> str:
     for name, judged in found["calibration"].items():
         lines.append(f"  calibration of {name} on {len(judged['ranks'])} simulated sequences: {judged['verdict']}")
     lines += [f"  {line}" for line in _fit_in_words(found)]
-    lines += [f"  {line}" for line in extremes(found["predictive_checks"])]
+    lines += [f"  {line}" for line in extremes(found["predictive_checks"], run.experiment.likelihood)]
     if not found["equivariance"]:
         lines.append(
             "  equivariance: not measured, the program has no site t of event shape (S, C, D) with S and D above 1"

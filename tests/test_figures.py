@@ -48,7 +48,7 @@ def test_one_name_and_one_transform_may_be_strings(run):
 def test_charts_of_a_former_diagnosis_do_not_stay(tmp_path):
     run = train(small_training(tmp_path, "pyro", steps=2), tmp_path / "run", quiet=True)
     few = {"num_sequences": 2, "metric_sequences": 2, "simulated_sequences": 8, "quiet": True}
-    for num_draws, known in ((30, True), (3, False)):  # too few draws for k-hat
+    for num_draws, known in ((100, True), (30, False)):  # too few draws for k-hat
         diagnose(run, num_draws=num_draws, **few)
         assert ("khat" in save_charts(run)) == known
         assert (run.path / "figures/khat.png").exists() == known
@@ -228,7 +228,7 @@ def test_an_animation_shows_every_frame_and_loops():
 def test_charts_of_a_diagnosis_are_saved_with_the_figures(run, capsys):
     assert cli.main(["figures", str(run.path), "--json"]) == 0
     before = {path.rpartition("/")[2] for path in json.loads(capsys.readouterr().out)["figures"]}
-    diagnose(run, num_sequences=2, num_draws=30, metric_sequences=6, simulated_sequences=8, quiet=True)
+    diagnose(run, num_sequences=2, num_draws=100, metric_sequences=6, simulated_sequences=8, quiet=True)
     assert cli.main(["figures", str(run.path), "--json"]) == 0
     after = json.loads(capsys.readouterr().out)["figures"]
     charts = {path.rpartition("/")[2] for path in after} - before

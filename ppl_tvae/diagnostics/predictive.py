@@ -36,16 +36,21 @@ def predictive_checks(tree: xr.DataTree) -> list[dict[str, Any]]:
     return records
 
 
-def extremes(records: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence for each kind of replicates with extreme p-values. records: of `predictive_checks`."""
-    sentences = []
+def extremes(records: Sequence[Mapping[str, Any]], likelihood: str) -> list[str]:
+    """A sentence for each kind of replicates with extreme p-values. records: of `predictive_checks`.
+
+    likelihood: the run's, by its name; of bernoulli-grey such values are no misfit, as is said.
+    """
+    sentences, scales = [], ""
+    if likelihood == "bernoulli-grey":
+        scales = "; zeros and ones are held against grey frames here, so that it is no misfit of itself"
     for kind in REPLICATES:
         names = [r["statistic"].replace("_", " ") for r in records if r["replicates"] == kind and r["extreme"]]
         if names:
             which = "draws of the guide" if kind == "posterior" else "draws of the prior"
             sentences.append(
                 f"{kind} predictive check: frames replicated from {which} differ from the observed ones in "
-                f"{', '.join(names)} (p-value within {EXTREME} of 0 or 1)."
+                f"{', '.join(names)} (p-value within {EXTREME} of 0 or 1){scales}."
             )
     return sentences
 

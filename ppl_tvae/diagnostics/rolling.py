@@ -191,5 +191,5 @@ def _errors_of_images(
 
 
 def _image_error(images: np.ndarray, frames: np.ndarray) -> np.ndarray:
-    """Squared differences averaged over pixels and over all frames but the first, (batch,)."""
+    """Squared differences averaged over pixels, masked ones too, and over all frames but the first, (batch,)."""
     return ((images - frames)[:, 1:] ** 2).mean(axis=(1, 2, 3, 4))

@@ -21,7 +21,7 @@ class Annealing(NamedTuple):
     start: "prior" or "guide", where chains are drawn; num_temperatures: intermediate distributions, both ends counted,
     so that 2 is plain importance sampling from the start; schedule: "linear" or "sigmoid" spacing;
     num_leapfrog_steps: of the one HMC move per temperature; num_chains: per sequence; target_acceptance: what the
-    pilot run adapts the step size of each temperature to; step_size: where that adaptation begins.
+    pilot run steers towards, with one step size that it carries from temperature to temperature; step_size: the first.
     """
 
     start: str = "guide"

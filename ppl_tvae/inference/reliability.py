@@ -7,7 +7,8 @@ import numpy as np
 
 from ppl_tvae.inference.bounds import effective_sample_size
 
-FEWEST_DRAWS = 25
+# The fit to a fifth of them is drawn towards 0.5 as if ten more said so: 25 draws of a good guide are above the limit.
+FEWEST_DRAWS = 100
 _UNDERFLOW = 700.0  # nats below the largest weight
 
 
@@ -15,10 +16,10 @@ def khat(log_weights: np.ndarray) -> np.ndarray:
     """Shape of the generalised Pareto fitted to the largest weights, (num_particles, batch) -> (batch,).
 
     Below 0.5 the weights have a variance, below `khat_limit` the estimate is usable, above 1 they have no mean to
-    estimate from so few draws. -inf where the largest weights are equal (a perfect guide), inf where they lie so far
-    apart that all but the first are zero as floating-point numbers, nan below 25 draws and where the largest is not
-    finite. Where most are equal and a few are larger there is no tail to fit: then inf if those few carry the estimate
-    (fewer effective draws than a fit would take), else -inf. Through arviz-stats.
+    estimate from so few draws. -inf where the largest weights are equal (a perfect guide), inf where they lie so
+    far apart that all but the first are zero as floating-point numbers, nan of fewer than `FEWEST_DRAWS` and where
+    the largest is not finite. Where most are equal and a few are larger there is no tail to fit: then inf if those
+    few carry the estimate (fewer effective draws than a fit would take), else -inf. Through arviz-stats.
     """
     from arviz_stats.base import array_stats
 
@@ -70,14 +71,14 @@ def rounded(khat: float) -> float | None:
 
 def verdict(khats: np.ndarray, effective_sample_sizes: np.ndarray, num_particles: int) -> str:
     """One sentence on whether importance sampling has found the posterior of most sequences."""
+    size = f"median effective sample size {np.median(effective_sample_sizes):.1f} of {num_particles}"
     if num_particles < FEWEST_DRAWS:
-        return f"too few draws to judge ({num_particles}; at least {FEWEST_DRAWS} are needed for k-hat)"
+        return f"too few draws to judge, at least {FEWEST_DRAWS} are needed for k-hat; {size}"
     if (unknown := np.isnan(khats)).any():
         return f"unreliable: no k-hat for {np.mean(unknown):.0%} of sequences, whose weights are not all finite"
     limit = khat_limit(num_particles)
-    bad, size = float(np.mean(khats > limit)), float(np.median(effective_sample_sizes))
-    share = f"k-hat above {limit:.2g} for {bad:.0%} of sequences"
-    found = f"{share}, median effective sample size {size:.1f} of {num_particles}"
+    bad = float(np.mean(khats > limit))
+    found = f"k-hat above {limit:.2g} for {bad:.0%} of sequences, {size}"
     if bad <= 0.05:
         return f"reliable: {found}"
     if bad <= 0.5:

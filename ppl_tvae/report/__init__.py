@@ -83,7 +83,8 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
             found.append(f"{name}: estimates of earlier parameters are left out; make them again.")
         if run.diagnosis() and not run.present_diagnosis():
             found.append(f"{name}: a diagnosis of earlier parameters is left out; make it again.")
-        found += [f"{name}, {words}" for words in extremes(run.present_diagnosis().get("predictive_checks", []))]
+        checks = run.present_diagnosis().get("predictive_checks", [])
+        found += [f"{name}, {words}" for words in extremes(checks, experiment.likelihood)]
         verdicts = {words for record in run.present_evaluations() if (words := weights_verdict(record))}
         found += [
             f"{name}, importance weights: {words}." for words in sorted(verdicts) if not words.startswith("reliable")

@@ -143,9 +143,10 @@ def _predictive_checks(found: list[Mapping[str, Any]], charts: Mapping[str, byte
     ]
     words = (
         "p is the share of replicated data sets with at least the observed value. Near 0 the observed value is higher "
-        "than the model makes it, near 1 lower: the model, with this guide, does not produce such frames. Posterior "
-        "p-values are conservative, since the latents have seen the frames: a middling one is no proof of fit, an "
-        "extreme one is a misfit indeed."
+        "than the model makes it, near 1 lower: the model, with this guide, hardly produces such frames. Posterior "
+        "p-values are conservative, since the latents have seen the frames: a middling one is no proof of fit. Of "
+        "grey frames that a program observes as if they were zeros and ones (bernoulli-grey), p compares the two "
+        "scales, not the fit."
     )
     few = f"With fewer than {FEWEST_DRAWS} draws no p-value can be extreme." if num_draws < FEWEST_DRAWS else ""
     table = Table("Bayesian p-values", header, rows, (1, 6))

@@ -75,7 +75,7 @@ class Annealer:
         return self._walk(rng_key, repeated, at, path.reversed(), progress)
 
     def pilot(self, rng_key: jax.Array, frames: jax.Array, progress: Progress = lambda _: None) -> Path:
-        """The forward path with step sizes at which moves are accepted as often as they should be."""
+        """The forward path with step sizes that were steered, on one walk, to the acceptance rate that is wanted."""
         key_start, key_path = jax.random.split(rng_key)
         start, path = self._draw_start(key_start, frames), forward_path(self._annealing)
         adapted = self._walk(key_path, frames, start, path, progress, adapt=True)

@@ -66,7 +66,7 @@ class Annealer:
         return self._walk(repeated, at, path.reversed(), progress)
 
     def pilot(self, frames: Tensor, progress: Progress = lambda _: None) -> Path:
-        """The forward path with step sizes at which moves are accepted as often as they should be."""
+        """The forward path with step sizes that were steered, on one walk, to the acceptance rate that is wanted."""
         start, path = self._draw_start(frames), forward_path(self._annealing)
         adapted = self._walk(frames, start, path, progress, adapt=True)
         return path._replace(step_sizes=adapted.step_sizes)
