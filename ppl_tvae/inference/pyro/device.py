@@ -123,7 +123,7 @@ def keep_freed_memory() -> None:
 
     By default it hands blocks of megabytes back to the system, and every elementwise pass then waits for fresh pages:
     a third of the time of rendering a batch (docs/performance.md). For the process, and for good; only for work whose
-    tensors have the same sizes over and over, such as training: with others the kept memory splinters and grows.
+    tensors have the same sizes over and over, as in training: with others the kept memory splinters and grows.
     """
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
     _glibc("mallopt", mmap_threshold, 32 << 20)  # the largest that it takes

@@ -12,7 +12,7 @@ from ppl_tvae.inference.annealing import Annealed, Annealing
 from ppl_tvae.inference.draw import Draw
 from ppl_tvae.inference.mcmc import MCMC, Chains
 from ppl_tvae.inference.pyro.annealing import Annealer, Progress
-from ppl_tvae.inference.pyro.device import return_freed_memory, to_device
+from ppl_tvae.inference.pyro.device import to_device
 from ppl_tvae.inference.pyro.importance import frame_log_weights, log_weights
 from ppl_tvae.inference.pyro.mcmc import Sampler
 from ppl_tvae.inference.pyro.posterior import decoding, posterior_draw, prior_draw
@@ -56,9 +56,7 @@ class Evaluator:
         draw = self._once((kind, num_particles), lambda: kind(self._program, num_particles))
         frames = self._render(self._tables, to_device(plan))
         self._set_noise(batch_index)
-        weights = draw(self._parameters, frames).numpy(force=True)
-        return_freed_memory()
-        return weights
+        return draw(self._parameters, frames).numpy(force=True)
 
     def unamortised_log_weights(
         self, plan: Any, batch_index: int, num_particles: int, settings: Unamortised

@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from ppl_tvae.inference.pyro.device import return_freed_memory
+from ppl_tvae.inference.pyro.device import keep_freed_memory, return_freed_memory
 from ppl_tvae.inference.pyro.particles import Latents, LogDensity, drawn, is_vectorisable, repeated
 from ppl_tvae.inference.pyro.tracing import (
     as_trace,
@@ -23,7 +23,7 @@ from ppl_tvae.program import Program
 
 LogWeights = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 
-# Memory that is handed back has to be asked for again, which takes as long as some ten draws; kept, it creeps up.
+# Memory that is handed back has to be asked for again, which takes as long as some five draws; kept, it splinters.
 _DRAWS_PER_RETURN = 128
 _CHUNKS_PER_DRAW = 4  # latents are a hundredth of the pixels and hidden units that a chunk's decoder fills
 
@@ -46,6 +46,7 @@ def frame_log_weights(program: Program, num_particles: int, *, particles_per_chu
 
 def _in_chunks(program: Program, num_particles: int, chunk: int, log_density: LogDensity) -> LogWeights:
     vectorised: bool | None = None
+    memory = _Memory()
 
     @torch.no_grad()
     def all_particles(parameters: Mapping[str, Tensor], frames: Tensor) -> Tensor:
@@ -53,19 +54,41 @@ def _in_chunks(program: Program, num_particles: int, chunk: int, log_density: Lo
         # Validation looks at values, which vmap forbids; `check_program` has looked at the program already.
         with parameters_as(parameters), pyro.validation_enabled(False):
             if vectorised is None:  # tried on three particles of two sequences: three fit nowhere by broadcasting
-                vectorised = is_vectorisable(lambda: _weights(program, frames[:2], 3, chunk, log_joint, True))
-            return _weights(program, frames, num_particles, chunk, log_density, vectorised)
+                vectorised = is_vectorisable(lambda: _weights(program, frames[:2], 3, chunk, log_joint, True, memory))
+            return _weights(program, frames, num_particles, chunk, log_density, vectorised, memory)
 
     return all_particles
 
 
+class _Memory:
+    """What a draw frees is kept for the next one, and handed back after so many of them, of whichever batches."""
+
+    def __init__(self) -> None:
+        keep_freed_memory()
+        self._draws = 0
+
+    def after(self, draws: int) -> None:
+        """Called after so many more draws."""
+        self._draws += draws
+        if self._draws >= _DRAWS_PER_RETURN:
+            return_freed_memory()
+            self._draws = 0
+
+
 def _weights(
-    program: Program, frames: Tensor, num_particles: int, chunk: int, log_density: LogDensity, vectorised: bool
+    program: Program,
+    frames: Tensor,
+    num_particles: int,
+    chunk: int,
+    log_density: LogDensity,
+    vectorised: bool,
+    memory: _Memory,
 ) -> Tensor:
     pieces, weights = repeated(frames, min(chunk, num_particles)), []
     for latents, log_q in _draws(program, frames, num_particles, chunk, log_density, vectorised):
         model_trace = replayed(program.model, pieces[: log_q.shape[0] * log_q.shape[1]], as_trace(latents))
         weights.append(log_density(model_trace).reshape(log_q.shape) - log_q)
+        memory.after(len(log_q))
     return torch.cat(weights)
 
 
@@ -79,8 +102,6 @@ def _draws(
     at_once = _CHUNKS_PER_DRAW * chunk if vectorised else chunk
     for start in range(0, num_particles, at_once):
         size = min(at_once, num_particles - start)
-        if start % _DRAWS_PER_RETURN == 0:
-            return_freed_memory()
         latents, log_q = drawn(program, frames, size, log_density, vectorised=vectorised)
         for first in range(0, size, chunk):
             last = min(first + chunk, size)
