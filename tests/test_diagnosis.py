@@ -177,7 +177,7 @@ def test_groups_dimensions_and_coordinates(run):
 
 def test_numbers_are_those_of_the_program(run):
     """t and the weights, computed from z, u and the frames of the same draw with NumPy alone."""
-    tree = to_datatree(run, num_sequences=3, num_draws=40)
+    tree = to_datatree(run, num_sequences=3, num_draws=100)
     z, u, t = (tree["posterior"][name].values[0].astype(np.float64) for name in "zut")
     parameters = run.parameters()
     neighborhood = lattice_of(run.experiment).neighborhood
@@ -185,7 +185,7 @@ def test_numbers_are_those_of_the_program(run):
     energy = np.moveaxis((cells @ neighborhood.T).reshape(*u.shape[:2], 2, 4, 4), -3, -2)
     np.testing.assert_allclose(t, (z + parameters["mu"]) / np.sqrt(energy + run.experiment.epsilon), rtol=1e-4)
     frames = tree["observed_data"]["x"].values.reshape(3, 4, -1)
-    log_q = np.zeros((40, 3))
+    log_q = np.zeros((100, 3))
     for name, value in (("z", z), ("u", u)):
         hidden = np.maximum(frames @ parameters[f"guide.{name}.0.weight"].T + parameters[f"guide.{name}.0.bias"], 0)
         out = hidden @ parameters[f"guide.{name}.2.weight"].T + parameters[f"guide.{name}.2.bias"]
