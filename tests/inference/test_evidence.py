@@ -176,6 +176,20 @@ def test_pyro_runs_the_guide_once_for_several_chunks_of_particles(conjugate, rea
     assert len(np.unique(weights)) == weights.size
 
 
+def test_pyro_hands_memory_back_after_so_many_draws_of_whichever_batches(conjugate, monkeypatch):
+    """Not at each batch: with few particles most of its time went to asking for that memory again."""
+    oracle, programs, frames = conjugate
+    returned, counts = [], []
+    monkeypatch.setattr(pyro_importance, "return_freed_memory", lambda: returned.append(None))
+    with on_torch("cpu", "float64"):
+        draw = pyro_importance.log_weights(programs["pyro"], 50)
+        parameters = {name: torch.tensor(value) for name, value in oracle.parameters().items()}
+        for _ in range(6):
+            draw(parameters, torch.tensor(frames))
+            counts.append(len(returned))
+    assert counts == [0, 0, 1, 1, 1, 2]  # at 128 and 256 of 50, 100, ..., 300 draws, and three to try the guide
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_weights_belong_to_their_sequence(backend, conjugate):
     """At given latents: permuting sequences permutes weights; each alone has the weight that it has in company."""
