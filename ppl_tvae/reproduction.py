@@ -146,7 +146,8 @@ def _experiments(
     for seed in seeds:
         for label, row in experiment.rows.items():
             settings = {"data": experiment.data, **experiment.settings, **experiment.budgets[budget], **row}
-            yield label, experiment_from({**settings, **changes, "seed": seed})
+            exceptions = experiment.exceptions.get(budget, {}).get(label, {})
+            yield label, experiment_from({**settings, **exceptions, **changes, "seed": seed})
 
 
 def _check_together(seeds: Sequence[int], backend: str) -> None:
@@ -248,7 +249,13 @@ def _header(
         length += f"{paper['learning_rate']:g}"
     over = f"mean ± standard deviation over {len(seeds)} seeds" if len(seeds) > 1 else "one seed: no spread is known"
     score = ", a score of grey pixels and no density" if first.likelihood == "bernoulli-grey" else ""
-    other = [f"changed: {', '.join(f'{name} = {value}' for name, value in changes.items())}"] if changes else []
+    exceptions = experiment.exceptions.get(budget, {})
+    other = [
+        f"{label}: with {_listed(exceptions[label])}, without which it diverges"
+        for label in experiment.rows
+        if label in exceptions
+    ]
+    other += [f"changed: {_listed(changes)}"] if changes else []
     return (
         experiment.title,
         f"{first.backend}, data {first.data}, {length}",
@@ -257,6 +264,10 @@ def _header(
         *([f"in each run's figures/: {', '.join(figures)}"] if figures else []),
         *other,
     )
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in settings.items())
 
 
 def _cell(values: Sequence[float], column: Column, reproduced: Reproduced, label: str) -> str:

@@ -36,8 +36,10 @@ def small(tmp_path, monkeypatch):
 @pytest.mark.parametrize("budget", ["paper", "short"])
 def test_every_run_of_every_experiment_is_one_that_can_be_trained(name, budget):
     table = experiments.EXPERIMENTS[name]
-    for row in table.rows.values():
-        settings = {"data": table.data, **table.settings, **table.budgets[budget], **row}
+    exceptions = table.exceptions.get(budget, {})
+    assert exceptions.keys() <= table.rows.keys()
+    for label, row in table.rows.items():
+        settings = {"data": table.data, **table.settings, **table.budgets[budget], **row, **exceptions.get(label, {})}
         resolved = experiment_from(settings).resolved()
         for setting, value in settings.items():
             assert getattr(resolved, setting) == value, setting
@@ -55,6 +57,18 @@ def test_the_papers_settings_of_table_1():
     assert (paper.optimizer, paper.learning_rate, paper.momentum) == ("sgd", 1e-4, 0.9)
     assert (paper.mu, paper.epsilon) == (None, 1e-6)
     assert paper.resolved().mu == 30
+
+
+def test_a_row_that_needs_another_setting_has_it_and_the_table_says_so(small, monkeypatch):
+    folder, settings = small
+    table = experiments.EXPERIMENTS["table1"]
+    excepted = replace(table, exceptions={"short": {"vae": {"clip_norm": 7.0}}, "paper": {"vae": {"clip_norm": 8.0}}})
+    monkeypatch.setitem(experiments.EXPERIMENTS, "table1", excepted)
+    found = reproduction.reproduce("table1", out=folder, **settings)
+    assert [open_run(folder / f"{name}-seed0").experiment.clip_norm for name in ("tvae-1-2", "vae")] == [1.0, 7.0]
+    assert "vae: with clip_norm = 7.0, without which it diverges" in found.header
+    found = reproduction.reproduce("table1", out=folder, rows=["tvae-1-2"], **settings)
+    assert not any("diverges" in line for line in found.header)
 
 
 def test_a_table_of_runs_that_are_ordinary_run_directories(small):
