@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def papers_run(backend: str, device: str) -> Experiment:
     """A run of table 1, L = 13/36 S, under the paper's budget, of images that need no download."""
     table = experiment_of_the_paper("table1")
-    settings = {**table.settings, **table.budgets["paper"], **table.rows["tvae, L = 13/36 S"]}
+    settings = table.settings_of("tvae, L = 13/36 S", "paper")
     return experiment_from({**settings, "data": "digits", "backend": backend, "device": device})
 
 

@@ -61,6 +61,11 @@ class Reproduction:
     published: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     exceptions: Mapping[str, Mapping[str, Settings]] = field(default_factory=dict)
 
+    def settings_of(self, label: str, budget: str) -> dict[str, Any]:
+        """What a row is trained with under a budget, but for the seed."""
+        exceptions = self.exceptions.get(budget, {}).get(label, {})
+        return {"data": self.data, **self.settings, **self.budgets[budget], **self.rows[label], **exceptions}
+
 
 # 100 epochs over the 50,625 images of the reduced set, each the start of a sequence.
 _SPRITES_STEPS = 100 * 50_625 // 8

@@ -144,10 +144,8 @@ def _experiments(
 ) -> Iterator[tuple[str, Experiment]]:
     """Every run, seed by seed, so that a table over the first seeds is there before the next begin."""
     for seed in seeds:
-        for label, row in experiment.rows.items():
-            settings = {"data": experiment.data, **experiment.settings, **experiment.budgets[budget], **row}
-            exceptions = experiment.exceptions.get(budget, {}).get(label, {})
-            yield label, experiment_from({**settings, **exceptions, **changes, "seed": seed})
+        for label in experiment.rows:
+            yield label, experiment_from({**experiment.settings_of(label, budget), **changes, "seed": seed})
 
 
 def _check_together(seeds: Sequence[int], backend: str) -> None:
@@ -251,7 +249,7 @@ def _header(
     score = ", a score of grey pixels and no density" if first.likelihood == "bernoulli-grey" else ""
     exceptions = experiment.exceptions.get(budget, {})
     other = [
-        f"{label}: with {_listed(exceptions[label])}, without which it diverges"
+        f"{label}: with {_listed(exceptions[label])}, without which it may diverge"
         for label in experiment.rows
         if label in exceptions
     ]
