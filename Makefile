@@ -44,7 +44,7 @@ bench: .venv/installed
 
 gpu: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt 'jax[$(JAX_CUDA)]'
-	PPL_TVAE_GPU=1 $(BIN)/python -m pytest tests/inference/test_graphs.py tests/inference/test_device.py
+	PPL_TVAE_GPU=1 $(BIN)/python -m pytest tests/inference/test_batches.py tests/inference/test_graphs.py tests/inference/test_device.py
 	$(BIN)/python -m benchmarks.gpu
 
 .venv/installed: pyproject.toml constraints.txt

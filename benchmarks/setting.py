@@ -54,8 +54,8 @@ def rendered(tables: Any, plan: Any) -> Any:
 
 
 def ready(tables: Any, plan: Any) -> Any:
-    """Frames that are there already: `tables` holds them, and the plan says nothing."""
-    return tables.frames
+    """Frames that are there already: `tables` holds them, and of the plan only its length counts."""
+    return tables.frames[: len(plan.image)]
 
 
 class Plans:

@@ -34,6 +34,7 @@ from ppl_tvae.config import Experiment
 from ppl_tvae.data import Plan, SequenceData
 from ppl_tvae.data.rendering import SequenceTables
 from ppl_tvae.inference.objective import ELBO
+from ppl_tvae.inference.pyro.batches import batches_of, steps_at_once
 from ppl_tvae.inference.pyro.device import to_device
 from ppl_tvae.inference.pyro.importance import log_weights
 from ppl_tvae.inference.pyro.svi import Trainer
@@ -53,9 +54,10 @@ def contenders(data: SequenceData, batch_size: int, compiled: bool = False) -> C
     """All of them, for batches of so many sequences; on a GPU with and without graphs, and compiled."""
     first, on_gpu = data.train_plans(0, 0, 1, batch_size).at(0), torch.get_default_device().type == "cuda"
     frames = rendered(to_device(data.tables), to_device(first))
+    several = torch.cat([frames] * steps_at_once(frames)) if on_gpu else frames
     found: Contenders = {}
     for drawn in (True, False):
-        render, tables = (rendered, data.tables) if drawn else (ready, SequenceTables(frames))
+        render, tables = (rendered, data.tables) if drawn else (ready, SequenceTables(several))
 
         def following(drawn: bool = drawn) -> Plans:
             return Plans(data, batch_size, drawn)
@@ -64,10 +66,10 @@ def contenders(data: SequenceData, batch_size: int, compiled: bool = False) -> C
         found[PLAIN, drawn] = _plain(render, to_device(tables), frames, following())
         if on_gpu:
             found[UNRECORDED, drawn] = _pyro(render, tables, first, following(), may_record=False)
-            found[RECORDED, drawn] = _recorded(render, to_device(tables), frames, first, following())
+            found[RECORDED, drawn] = _recorded(render, tables, first, following())
         if (on_gpu or compiled) and (run := _compiled(render, to_device(tables), frames, following())):
             found[COMPILED, drawn] = run
-    found[RENDERING, True] = _rendering(to_device(data.tables), first, Plans(data, batch_size, True), on_gpu)
+    found[RENDERING, True] = _rendering(data.tables, first, Plans(data, batch_size, True))
     found[PRODUCTS, False] = _products(frames, on_gpu)
     if batch_size <= LARGEST_RELEASED:
         found[RELEASED, True] = released_step.Trainer(released_model(), data.tables.images[..., 0], batch_size).advance
@@ -162,22 +164,16 @@ def _compiled(render: Any, tables: Any, frames: torch.Tensor, plans: Plans) -> A
     return run
 
 
-def _recorded(render: Any, tables: Any, frames: torch.Tensor, first: Plan, plans: Plans) -> Any:
-    """Rendering too is in the graph."""
-    trainer = _plain_trainer(frames)
-    return _replaying(lambda plan: trainer.step(render(tables, plan)), first, plans)
-
-
-def _replaying(step: Callable[[Plan], torch.Tensor], first: Plan, plans: Plans) -> Any:
-    """A step as a graph; what it reads of a plan is written before each replay."""
-    plan = to_device(first).map(torch.clone)
-    replay = plain_torch.recorded(lambda: step(plan))
+def _recorded(render: Any, tables: Any, first: Plan, plans: Plans) -> Any:
+    """A step as a graph, with frames that are rendered as ours are: for several steps at once."""
+    batches = batches_of(render, tables, first)
+    trainer = _plain_trainer(batches.frames)
+    replay = plain_torch.recorded(lambda: trainer.step(batches.frames))
 
     def run(num_steps: int) -> np.ndarray:
         drawn, found = to_device(plans.following(num_steps)), torch.empty(num_steps)
         for index in range(num_steps):
-            for own, field in zip(plan, drawn, strict=True):
-                own.copy_(field[index])
+            batches.prepare(drawn, index)
             found[index] = replay()
         return found.numpy(force=True)
 
@@ -194,15 +190,14 @@ def plain_model(experiment: Any, num_pixels: int) -> plain_torch.TVAE:
     return plain_torch.TVAE(neighborhood(experiment), shape, hidden, num_pixels, experiment.mu, experiment.epsilon)
 
 
-def _rendering(tables: Any, first: Plan, plans: Plans, on_gpu: bool) -> Any:
-    """Plans drawn on the host, and frames from them; on a GPU as a graph, as they are in the steps beside it."""
-    if on_gpu:
-        return _replaying(lambda plan: rendered(tables, plan)[0, 0, 0, 0, 0], first, plans)
+def _rendering(tables: Any, first: Plan, plans: Plans) -> Any:
+    """Plans drawn on the host, and frames from them, as in a step of ours."""
+    batches = batches_of(rendered, tables, first)
 
     def run(num_steps: int) -> None:
         drawn = to_device(plans.following(num_steps))
         for index in range(num_steps):
-            rendered(tables, drawn.at(index))
+            batches.prepare(drawn, index)
 
     return run
 

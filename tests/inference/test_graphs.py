@@ -245,9 +245,11 @@ def test_no_number_crosses_between_host_and_device_within_a_step(settings, tmp_p
     experiment = small_training(tmp_path, "pyro", device="cpu", **settings).resolved()
     data = data_of(experiment)
     with trainer_of(experiment, data) as ours:
-        ours.advance(data.train_plans(SEED, 0, 1, BATCH))
+        plans = to_device(data.train_plans(SEED, 0, 1, BATCH))
+        ours.advance(plans)
         ours._optimizer.step = lambda: None
         with pyro.get_param_store().scope(ours._store), HostValues() as seen:
+            ours._batches.prepare(plans, 0)
             ours._step()
     assert not seen.found
 

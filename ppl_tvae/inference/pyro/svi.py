@@ -1,8 +1,8 @@
 """Stochastic variational inference in Pyro: steps of the host's programs, without a host sync per step.
 
-Batches come in as small plans and are rendered to frames on the device; losses stay there until the chunk is done. A
-step reads its plan, number and learning rate from tensors that are written before it, so that on a GPU it can be
-recorded as a graph (`graphs.py`).
+Batches come in as small plans and are rendered to frames on the device (`batches.py`); losses stay there until the
+chunk is done. A step reads its frames, number and learning rate from tensors that are written before it, so that on a
+GPU it can be recorded as a graph (`graphs.py`).
 """
 
 from collections.abc import Callable, Mapping
@@ -19,6 +19,7 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.inference.objective import ELBO as HELD_OUT
 from ppl_tvae.inference.objective import Objective
 from ppl_tvae.inference.optimization import Optimization, learning_rate_factor
+from ppl_tvae.inference.pyro.batches import batches_of
 from ppl_tvae.inference.pyro.checks import check_program
 from ppl_tvae.inference.pyro.device import forked, keep_freed_memory, products_in_bfloat16, to_device
 from ppl_tvae.inference.pyro.graphs import Runner, copied, put_back, runner_of
@@ -64,8 +65,8 @@ class Trainer:
         self._render, self._tables = render, to_device(tables)
         self._evaluation_seed = int(np.random.SeedSequence([seed, 1]).generate_state(1)[0])
         torch.manual_seed(seed)
-        self._plan = tree_map(torch.clone, to_device(first_plan))  # its own, to be written to
-        frames = render(self._tables, self._plan)
+        self._batches = batches_of(render, self._tables, first_plan, may_record)
+        frames = self._batches.frames
         if likelihood is not None:
             check_program(program, frames, likelihood)
         with pyro.get_param_store().scope() as self._store, torch.no_grad():
@@ -114,7 +115,8 @@ class Trainer:
             torch.manual_seed(self._evaluation_seed)
             losses = torch.empty(len(plans[0]))
             for index in range(len(losses)):
-                _write(plan, plans, index)
+                for own, field in zip(plan, plans, strict=True):
+                    own.copy_(field[index])
                 runner.run()
                 losses[index] = loss
         return float(losses.mean())
@@ -187,7 +189,7 @@ class Trainer:
 
     def _prepare(self, plans: Any, index: int) -> None:
         """Write what the next step reads."""
-        _write(self._plan, plans, index)
+        self._batches.prepare(plans, index)
         self._step_number.fill_(self._steps_done)
         factor = float(learning_rate_factor(self._optimization, np.asarray(self._steps_done)))
         _set_learning_rate(self._optimizer, self._optimization.learning_rate * factor)
@@ -207,10 +209,10 @@ class Trainer:
         self._optimizer.step()
 
     def _backward(self) -> None:
-        """The loss of the plan at hand, in its place, and its gradient with the parameters."""
+        """The loss of the frames at hand, in its place, and its gradient with the parameters."""
         self._optimizer.zero_grad(set_to_none=True)
-        frames = self._render(self._tables, self._plan)
-        loss = sequence_loss(self._objective, self._program, frames, self._step_number, self._vectorised)
+        frames, step = self._batches.frames, self._step_number
+        loss = sequence_loss(self._objective, self._program, frames, step, self._vectorised)
         loss.backward()
         self._loss.copy_(loss.detach())
 
@@ -219,12 +221,6 @@ class Trainer:
         for index, slots in self._optimizer.state_dict()["state"].items():
             parameters |= {f"{slot} {index}": value for slot, value in slots.items() if isinstance(value, Tensor)}
         return parameters
-
-
-def _write(plan: Any, plans: Any, index: int) -> None:
-    """The plan at an index of plans, in place."""
-    for own, field in zip(plan, plans, strict=True):
-        own.copy_(field[index])
 
 
 def _optimizer(optimization: Optimization, parameters: list[Tensor], on_gpu: bool) -> torch.optim.Optimizer:
