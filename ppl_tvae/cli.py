@@ -222,8 +222,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     fitted = {name: value for name, value in fit.items() if value is not None}
     guide = None if options.guide is None else Unamortised(options.guide, **fitted)
 
+    run = open_run(options.directory)
     records = evaluate(
-        open_run(options.directory),
+        run,
         estimators=options.estimators,
         **particles,
         annealing=Annealing(**annealing),
@@ -235,7 +236,8 @@ def _evaluate(options: argparse.Namespace) -> None:
         device=options.device,
         seed=options.seed,
     )
-    _show(options, records, as_text(records))
+    unfinished = f"\n  training has not reached its last step: {run.steps_done:,} of {run.experiment.steps:,}"
+    _show(options, records, as_text(records) + (unfinished if run.is_unfinished else ""))
 
 
 def _compare(options: argparse.Namespace) -> None:

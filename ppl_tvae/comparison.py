@@ -17,10 +17,15 @@ from ppl_tvae.records import estimate_name, weights_verdict
 from ppl_tvae.runs import Run, runs_at
 from ppl_tvae.tables import aligned
 
-# What must be the same for two numbers to measure the same thing; data of the user's own are, wherever they lie, by
-# their name and digest.
+# What must be the same for two numbers to measure the same thing; data of the user's own are by their digest, wherever
+# they lie and whatever the file's name.
 _CONDITIONS = (
     "likelihood", "data", "data_digest", "transforms", "split", "validation_fraction", "num_timesteps", "unit",
+)  # fmt: skip
+# What a difference between two runs may come from beside what is compared, which is the program.
+_TRAINING = (
+    "objective", "num_particles", "alpha", "kl_warmup_steps", "optimizer", "learning_rate", "momentum", "adam_epsilon",
+    "schedule", "warmup_steps", "clip_norm", "patience", "precision", "matmul",
 )  # fmt: skip
 # Settings of an estimate that are part of its name only where they are not the default.
 _SELDOM_CHANGED: dict[str, Any] = {
@@ -52,8 +57,8 @@ class Entry(NamedTuple):
 class Comparison(NamedTuple):
     """estimates: run -> estimator -> entry; differences: run minus the first one, paired over sequences.
 
-    header: what the numbers are; verdicts: run -> words on its importance weights; training: run -> how long it was
-    trained.
+    header: what the numbers are; verdicts: run -> words on its importance weights; training: run -> how it was trained:
+    for how long, and the settings in which the runs differ.
     """
 
     header: str
@@ -93,7 +98,8 @@ def compare(runs: Run | Path | str | Sequence[Run | Path | str]) -> Comparison:
         for record in own.values()
         if (verdict := weights_verdict(record))
     }
-    training = {run.name: _trained(run) for run in opened}
+    unlike = [name for name in _TRAINING if len({getattr(run.experiment, name) for run in opened}) > 1]
+    training = {run.name: _trained(run, unlike) for run in opened}
     return Comparison(_header(condition, records), estimates, paired, verdicts, training)
 
 
@@ -115,7 +121,7 @@ def remarks(comparison: Comparison) -> list[str]:
     counts = _counts(comparison.estimates)
     unlike = [key for key, found in counts.items() if len(found) > 1]
     simulated = [key for key in counts if key.startswith(ON_OWN_DATA)]
-    trained = ", ".join(f"{name} by {how}" for name, how in comparison.training.items())
+    trained = "; ".join(f"{name} by {how}" for name, how in comparison.training.items())
     unlike_trained = [f"not trained alike: {trained}"] if len(set(comparison.training.values())) > 1 else []
     return unlike_trained + [
         f"{', '.join(keys)}: {what}"
@@ -189,15 +195,19 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _trained(run: Run) -> str:
+def _trained(run: Run, settings: Sequence[str]) -> str:
     experiment = run.experiment
-    return experiment.trained_by or f"{run.steps_done:,} steps of {experiment.batch_size} sequences"
+    if experiment.trained_by:
+        return experiment.trained_by
+    words = [f"{run.steps_done:,} steps of {experiment.batch_size} sequences"]
+    return ", ".join(words + [f"{name} {getattr(experiment, name)}" for name in settings])
 
 
 def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The conditions of the newest estimate of a run's parameters, and of each estimator under these one record.
 
-    It is the newest of those over the most sequences; what Ctrl-C left of one does not stand in for a whole one.
+    It is the newest of those over the most sequences; what Ctrl-C left of one does not stand in for a whole one. In
+    the order in which the estimators first came, those of fewer particles before those of more.
     """
     records = run.present_evaluations()
     if not records:
@@ -208,7 +218,13 @@ def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         name = _label(record)
         if _condition(record, run) == newest and (name not in chosen or _weight(record) >= _weight(chosen[name])):
             chosen[name] = record
-    return newest, chosen
+    order = list(dict.fromkeys(record["estimator"] for record in chosen.values()))
+    by_number = sorted(chosen, key=lambda name: (order.index(chosen[name]["estimator"]), _number(chosen[name])))
+    return newest, {name: chosen[name] for name in by_number}
+
+
+def _number(record: dict[str, Any]) -> int:
+    return int(record.get("num_particles", 0))
 
 
 def _weight(record: dict[str, Any]) -> tuple[bool, int]:
@@ -236,8 +252,9 @@ def _condition(record: dict[str, Any], run: Run) -> dict[str, Any]:
 
 
 def _check_same(first: str, condition: dict[str, Any], name: str, other: dict[str, Any]) -> None:
+    same_file = condition["data_digest"] is not None and condition["data_digest"] == other["data_digest"]
     for key, value in condition.items():
-        if other[key] != value:
+        if other[key] != value and not (key == "data" and same_file):
             raise UserError(
                 f"expected runs that measure the same thing, found {key} '{value}' in '{first}' and '{other[key]}' in "
                 f"'{name}'; their numbers cannot be ranked"

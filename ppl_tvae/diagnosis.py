@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ppl_tvae.assembly import data_of
 from ppl_tvae.data import parts
-from ppl_tvae.diagnostics import calibration, rolling
+from ppl_tvae.diagnostics import calibration, rate, rolling
 from ppl_tvae.diagnostics.datatree import with_groups
 from ppl_tvae.diagnostics.guide_fit import against_mcmc, amortisation_gap, check_chains, check_gap
 from ppl_tvae.diagnostics.predictive import extremes, predictive_checks, prior_ranks
@@ -51,7 +51,7 @@ def diagnose(
     Keys: posterior (the settings of the tree, k-hat and effective sample size of each of its sequences, a verdict),
     calibration (for each quantity `calibration.simulated_ranks` and a verdict), equivariance (`equivariance_metrics`),
     by_transform (`diagnostics.rolling`), and predictive_checks, prior_ranks and power_scaling (the functions of these
-    names). The file also has parameters, the digest of those it is of.
+    names), and rates (`diagnostics.rate.rates`). The file also has parameters, the digest of those it is of.
     Where mcmc is given, also mcmc, with the chains in posterior.nc; where gap_guide is, amortisation_gap (both are of
     `diagnostics.guide_fit`). They are slow, and stay from an earlier call, or one at the same time, with the same
     parameters, split and transforms until they are asked for again. Both come last: after Ctrl-C what was found before
@@ -107,6 +107,7 @@ def _findings(
         "predictive_checks": predictive_checks(tree),
         "prior_ranks": prior_ranks(tree),
         "power_scaling": power_scaling(tree),
+        "rates": rate.rates(tree),
     }
 
 
@@ -193,6 +194,8 @@ def as_text(run: Run, found: dict[str, Any]) -> str:
     lines = [
         f"{run.path / 'posterior.nc'}: {posterior['num_draws']} draws for {posterior['num_sequences']} sequences",
         f"  guide: {posterior['verdict']}",
+        f"  {rate.as_text(found['rates'])}",
+        *(f"  {sentence}" for sentence in rate.signs_of_collapse(found)),
     ]
     for name, judged in found["calibration"].items():
         lines.append(f"  calibration of {name} on {len(judged['ranks'])} simulated sequences: {judged['verdict']}")

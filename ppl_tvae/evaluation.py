@@ -291,7 +291,9 @@ def _record(estimate: _Estimate, run: Run, data: SequenceData, request: _Request
 def as_text(records: Sequence[dict[str, Any]]) -> str:
     """The records of `evaluate` for people: a line each, and what is to be said of them."""
     first = records[0]
-    what = f"{first['num_sequences']} {first['split']} sequences, likelihood {first['likelihood']}"
+    simulated = all(record["estimator"].startswith("sandwich") for record in records)
+    of = "simulated" if simulated else first["split"]
+    what = f"{first['num_sequences']} {of} sequences, likelihood {first['likelihood']}"
     lines = [f"{what}, {first['unit']} +- standard error"]
     for record in records:
         error = "unknown" if record["standard_error"] is None else f"{record['standard_error']:.3f}"

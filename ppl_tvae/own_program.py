@@ -69,8 +69,8 @@ def _run(path: Path) -> ModuleType:
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         raise UserError(
-            f"expected a program in '{path}' that needs no file beside it, found that running it raises "
-            f"{_raised(error, path)}; mend the program"
+            f"expected a program in '{path}' that runs as it stands, with no file beside it, found that running it "
+            f"raises {_raised(error, path)}; mend the program"
         ) from error
     return module
 
@@ -95,8 +95,14 @@ def naming_the_program(experiment: Experiment) -> Iterator[None]:
             raise
         raise UserError(
             f"expected the program '{experiment.program_file}' to run on frames (batch, time, height, width, channel), "
-            f"found {_raised(error, experiment.program_file)}; mend the program"
+            f"found {_raised(error, experiment.program_file)}; mend the program{_hint(error)}"
         ) from error
+
+
+def _hint(error: BaseException) -> str:
+    """What shapes that do not fit together mostly come from."""
+    of_shapes = any(word in str(error) for word in ("broadcast", "size of tensor", "Shape mismatch"))
+    return ", and see that each distribution has its .to_event, for all dimensions but the plate's" if of_shapes else ""
 
 
 def _raised(error: BaseException, path: Path) -> str:

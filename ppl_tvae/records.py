@@ -37,6 +37,7 @@ _OF_A_TRANSFORM = (
 )  # fmt: skip
 _DIAGNOSIS: dict[str, Any] = {
     "posterior": {"num_sequences": int, "num_draws": int, "khat": [_NUMBER_IF_KNOWN], "verdict": str},
+    "rates": [_MEASURED | {"latent": str, "unit": str}],
     "calibration": _Each({"ranks": [_NUMBER], "verdict": str}),
     "equivariance": [
         _MEASURED

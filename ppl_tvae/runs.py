@@ -152,6 +152,11 @@ class Run:
         """The last step with a row in metrics.csv, 0 before any."""
         return int(max((row["step"] for row in self.metrics()), default=0))
 
+    @property
+    def is_unfinished(self) -> bool:
+        """Whether training has not reached its last step; an early stop counts as that too."""
+        return self.experiment.trained_by is None and self.steps_done < self.experiment.steps
+
     def forget_metrics_after(self, step: int) -> None:
         """Drop the rows that a resumed run will write again, and a torn last line."""
         kept = [row for row in self._whole_rows() if int(row["step"]) <= step]

@@ -164,7 +164,7 @@ PROGRAMS = {
     "raises": ("raise ValueError('so\\nthere')", "found that running it raises ValueError"),
     "no guide": ("def model(frames): pass", "found no guide"),
     "syntax": ("def model(", "SyntaxError at line 1, 'def model(': '(' was never closed; mend"),
-    "exits": ("import sys\nsys.exit(0)", "needs no file beside it, found that running it raises SystemExit at line 2"),
+    "exits": ("import sys\nsys.exit(0)", "no file beside it, found that running it raises SystemExit at line 2"),
     "imports": ("import flux_capacitor", "none to lie beside it, found no module 'flux_capacitor'; install it, or put"),
     "says nothing": (
         "def model(frames):\n    assert False\nguide = model",
@@ -178,6 +178,14 @@ PROGRAMS = {
         "    pyro.sample('z', d.Normal(0., 1.))\n"
         "    pyro.sample('x', d.Normal(0., 1.).expand(frames.shape), obs=frames)\n",
         "the plate 'sequences'",
+    ),
+    "no to_event": (
+        "import pyro, torch, pyro.distributions as d\n"
+        "def guide(frames): pyro.param('p', frames.mean())\n"
+        "def model(frames):\n"
+        "    with pyro.plate('sequences', len(frames)):\n"
+        "        pyro.sample('z', d.Normal(torch.zeros(3, 5), 1.))\n",
+        "and see that each distribution has its .to_event, for all dimensions but the plate's",
     ),
     "no parameters": (
         "import pyro, pyro.distributions as d\n"

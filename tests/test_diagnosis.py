@@ -25,8 +25,8 @@ from ppl_tvae.runs import open_run
 from tests.small_runs import BACKENDS, files_in, small_training
 
 GROUPS = {
-    "posterior", "posterior_predictive", "log_likelihood", "log_prior", "sample_stats", "sequence_stats", "prior",
-    "prior_predictive", "observed_data",
+    "posterior", "posterior_predictive", "log_likelihood", "log_prior", "log_guide", "sample_stats",
+    "sequence_stats", "prior", "prior_predictive", "observed_data",
 }  # fmt: skip
 
 
@@ -185,15 +185,16 @@ def test_numbers_are_those_of_the_program(run):
     energy = np.moveaxis((cells @ neighborhood.T).reshape(*u.shape[:2], 2, 4, 4), -3, -2)
     np.testing.assert_allclose(t, (z + parameters["mu"]) / np.sqrt(energy + run.experiment.epsilon), rtol=1e-4)
     frames = tree["observed_data"]["x"].values.reshape(3, 4, -1)
-    log_q = np.zeros((100, 3))
+    log_q = {}
     for name, value in (("z", z), ("u", u)):
         hidden = np.maximum(frames @ parameters[f"guide.{name}.0.weight"].T + parameters[f"guide.{name}.0.bias"], 0)
         out = hidden @ parameters[f"guide.{name}.2.weight"].T + parameters[f"guide.{name}.2.bias"]
         loc, raw = np.split(out.reshape(3, 4, 4, 4), 2, axis=2)
-        log_q += stats.norm(loc, np.exp(7 * np.tanh(raw / 14))).logpdf(value).sum(axis=(-3, -2, -1))
+        log_q[name] = stats.norm(loc, np.exp(7 * np.tanh(raw / 14))).logpdf(value).sum(axis=(-3, -2, -1))
+        np.testing.assert_allclose(tree["log_guide"][name].values[0], log_q[name], rtol=1e-4, atol=1e-3)
     log_prior = stats.norm.logpdf(z).sum(axis=(-3, -2, -1)) + stats.norm.logpdf(u).sum(axis=(-3, -2, -1))
     weights = tree["sample_stats"]["log_weight"].values[0]
-    expected = tree["log_likelihood"]["x"].values[0] + log_prior - log_q
+    expected = tree["log_likelihood"]["x"].values[0] + log_prior - log_q["z"] - log_q["u"]
     np.testing.assert_allclose(weights, expected, rtol=1e-4, atol=1e-3)
     normalised = np.exp(weights - weights.max(axis=0)) / np.exp(weights - weights.max(axis=0)).sum(axis=0)
     sizes = 1 / (normalised**2).sum(axis=0)

@@ -2,12 +2,14 @@
 
 import re
 import shutil
+import tomllib
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from arviz_stats.base import array_stats
 from scipy.special import logsumexp
 
@@ -185,6 +187,25 @@ def data_frames(data, plan):
     return render(data.tables, plan, True)
 
 
+def copied_with(run, folder, **settings):
+    """A copy of a run with other settings in its config.toml, and its estimates."""
+    shutil.copytree(run.path, folder)
+    config = folder / "config.toml"
+    values = tomllib.loads(config.read_text()) | settings
+    config.write_text(tomli_w.dumps(values))
+    return ppl_tvae.open_run(folder)
+
+
+def test_columns_come_in_the_order_of_their_particles(runs, tmp_path):
+    run = ppl_tvae.open_run(shutil.copytree(runs["pyro"].path, tmp_path / "run"))
+    for particles in ((3, 30), (2, 100)):
+        ppl_tvae.evaluate(run, estimators="iwae", particles=particles, max_sequences=4, seed=9, quiet=True)
+    columns = [name for name in ppl_tvae.compare(run).estimates["run"] if name.startswith("iwae")]
+    numbers = [int(name.removeprefix("iwae-")) for name in columns]
+    assert {2, 3, 30, 100} <= set(numbers)
+    assert numbers == sorted(numbers)
+
+
 def test_comparison_is_paired_and_refuses_what_cannot_be_ranked(runs, tmp_path):
     for run in runs.values():
         ppl_tvae.evaluate(run, estimators=("elbo", "iwae"), particles=(5,), max_sequences=8, seed=7)
@@ -213,8 +234,16 @@ def test_comparison_is_paired_and_refuses_what_cannot_be_ranked(runs, tmp_path):
     ppl_tvae.resume(longer.path, steps=steps + 2, quiet=True)
     ppl_tvae.evaluate(longer, estimators="elbo", particles=5, max_sequences=8, seed=7)
     remark, *_ = comparison.remarks(ppl_tvae.compare([runs["pyro"], longer]))
-    pair = f"pyro by {steps} steps of {batch} sequences, longer by {steps + 2} steps of {batch} sequences"
+    pair = f"pyro by {steps} steps of {batch} sequences; longer by {steps + 2} steps of {batch} sequences"
     assert remark == f"not trained alike: {pair}"
+
+    warmed = copied_with(runs["pyro"], tmp_path / "warmed", kl_warmup_steps=2, clip_norm=3.0)
+    remark, *_ = comparison.remarks(ppl_tvae.compare([runs["pyro"], warmed]))
+    alike = f"by {steps} steps of {batch} sequences"
+    assert remark == (
+        f"not trained alike: pyro {alike}, kl_warmup_steps 0, clip_norm 0.0; "
+        f"warmed {alike}, kl_warmup_steps 2, clip_norm 3.0"
+    )
 
     ppl_tvae.evaluate(runs["pyro"].path, estimators="elbo", particles=5, max_sequences=6, seed=7)  # a quick look
     assert ppl_tvae.compare([run.path for run in runs.values()]) == compared
@@ -481,6 +510,8 @@ def test_khat_and_its_verdict():
     sizes = np.full(4, 10.0)
     assert reliability.verdict(np.full(4, 1.2), sizes, n).startswith("unreliable")
     assert reliability.verdict(np.full(4, 0.3), sizes, n).startswith("reliable")
+    assert reliability.verdict(np.array([-np.inf, -np.inf, -np.inf, 0.3]), sizes, n).startswith("weights all alike")
+    assert reliability.verdict(np.array([-np.inf, -np.inf, 0.3, 0.3]), sizes, n).startswith("reliable")
     assert reliability.verdict(np.array([0.3, 0.3, 0.9, 0.2]), sizes, n).startswith("doubtful")
     assert (reliability.khat(np.full((100, 2), 3.0)) == -np.inf).all()
     assert reliability.verdict(reliability.khat(np.zeros((5, 2))), sizes, 5).startswith("too few")

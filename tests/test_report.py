@@ -80,7 +80,7 @@ def test_page_holds_tables_pictures_and_how_to_repeat(runs):
     path = write_report(runs)
     tags = Tags(path.read_text())
     assert path == runs[0].path / "report.html"
-    assert tags.counts["table"] == 3 + 2 * 4
+    assert tags.counts["table"] == 3 + 2 * 5
     assert tags.counts["img"] == 2 + 2 * 4 + 5 + 4  # the vae has no energies
     for words in ("iwae-30", "vae minus tvae", "centred equivariance error", "likelihood bernoulli", "config.toml"):
         assert words in tags.text
@@ -129,6 +129,17 @@ def test_extreme_p_values_are_warned_of(runs, tmp_path):
     assert "in edge energy (p-value within 0.01 of 0 or 1)" in text
     assert "no misfit" not in text
     assert "no misfit of itself" in extremes(found["predictive_checks"], "bernoulli-grey")[0]
+
+
+def test_collapse_is_warned_of(runs, tmp_path):
+    copy = open_run(shutil.copytree(runs[0].path, tmp_path / "copy"))
+    found = copy.diagnosis()
+    assert "posterior collapse" not in Tags(write_report(copy).read_text()).text
+    for record in found["rates"]:
+        record["value"] = 0.001
+    copy.save_diagnosis(found)
+    text = Tags(write_report(copy).read_text()).text
+    assert "copy: posterior collapse: the guide's draws are those of the prior but for 0.001 nats per frame" in text
 
 
 def test_a_verdict_is_told_where_there_is_no_chart_of_it(runs, tmp_path):

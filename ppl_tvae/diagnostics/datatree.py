@@ -19,16 +19,16 @@ LOG_LIKELIHOOD = "log p(x | latents)"  # the group log_likelihood, where it stan
 def datatree(
     posterior: Draw, prior: Draw, observed: np.ndarray, about: Mapping[str, np.ndarray], attrs: Mapping[str, Any]
 ) -> xr.DataTree:
-    """The groups posterior, posterior_predictive, log_likelihood, log_prior, sample_stats, sequence_stats, prior,
-    prior_predictive and observed_data.
+    """The groups posterior, posterior_predictive, log_likelihood, log_prior, log_guide, sample_stats, sequence_stats,
+    prior, prior_predictive and observed_data.
 
     posterior, prior: draws with leading axes (draw, sequence), all of them one chain. observed: frames (sequence, time,
     height, width, channel). about: coordinates along the sequences, by the names ABOUT. attrs: of every group.
     The dimensions of a latent of event shape (S, C, D), that of t, are time, capsule and position; of another latent
-    they are numbered. log_likelihood is log p(x | latents) of a whole sequence, log_prior log p(latent) of each latent,
-    at the draws from the guide; sample_stats has the log importance weights of the draws, sequence_stats of each
-    sequence their Pareto k-hat and effective sample size. Nats. Raises UserError where a site has the name of a
-    dimension or coordinate.
+    they are numbered. log_likelihood is log p(x | latents) of a whole sequence, log_prior log p(latent) and log_guide
+    log q(latent | x) of each latent, at the draws from the guide; sample_stats has the log importance weights of the
+    draws, sequence_stats of each sequence their Pareto k-hat and effective sample size. Nats. Raises UserError where a
+    site has the name of a dimension or coordinate.
     """
     check_site_names(posterior.sites)
     dims = _dims_of(posterior.sites, observed.shape[1])
@@ -43,7 +43,7 @@ def datatree(
     def drawn(values: Mapping[str, Any], names: dict[Any, Sequence[Any]]) -> xr.Dataset:
         return named({name: np.asarray(value)[None] for name, value in values.items()}, names, ("chain", "draw"))
 
-    of_priors: dict[Any, Sequence[Any]] = {name: ["sequence"] for name in posterior.log_prior}
+    of_latents: dict[Any, Sequence[Any]] = {name: ["sequence"] for name in posterior.log_prior}
     weights = np.asarray(posterior.log_weights, np.float64)
     of_weights = {"khat": reliability.khat(weights), "effective_sample_size": bounds.effective_sample_size(weights)}
     return xr.DataTree.from_dict(
@@ -51,7 +51,8 @@ def datatree(
             "posterior": drawn(posterior.sites, dims),
             "posterior_predictive": drawn({"x": posterior.frames}, frames),
             "log_likelihood": drawn({"x": posterior.log_likelihood}, of_sequences),
-            "log_prior": drawn(posterior.log_prior, of_priors),
+            "log_prior": drawn(posterior.log_prior, of_latents),
+            "log_guide": drawn(posterior.log_guide, of_latents),
             "sample_stats": drawn({"log_weight": posterior.log_weights}, of_sequences),
             "sequence_stats": named(of_weights, {name: ["sequence"] for name in of_weights}, ()),
             "prior": drawn(prior.sites, dims),

@@ -15,8 +15,9 @@ class Draw(NamedTuple):
     dimension is the batch), by name, each (batch, ...). mean: E[x | latents], of `DRAWS_OF_A_MEAN` draws where the host
     has none, and frames: x ~ p(x | latents), shaped as the frames; pixels that a mask leaves out of the likelihood are
     as they were given. log_likelihood: log p(x | latents) at the observed frames, and log_weights: log p(x, latents) -
-    log q(latents | x), (batch,), nats per sequence. log_prior: log p(latent) of each latent by name, given those before
-    it, (batch,), nats. A draw from the prior has no weights, and the log-likelihood of its own frames.
+    log q(latents | x), (batch,), nats per sequence. log_prior and log_guide: log p(latent) and log q(latent | x) of
+    each latent by name, given those before it, (batch,), nats. A draw from the prior has no weights, nothing of the
+    guide, and the log-likelihood of its own frames.
     """
 
     sites: dict[str, Any]
@@ -25,6 +26,7 @@ class Draw(NamedTuple):
     log_likelihood: Any
     log_weights: Any | None
     log_prior: dict[str, Any]
+    log_guide: dict[str, Any]
 
 
 def settled(draw: Callable[[Any], Draw], frames: Any) -> Draw:

@@ -96,7 +96,13 @@ def check_observed(
         instead = "write .mask(...) at the distribution in place of obs_mask" if "_observed" in found else "rename it"
         raise UserError(f'expected the model to observe the frames at the site "{OBSERVED}", found {found}; {instead}')
     site = observed[OBSERVED]
-    if site["fn"].batch_shape + site["fn"].event_shape != frames.shape:
+    shape = tuple(site["fn"].batch_shape + site["fn"].event_shape)
+    if shape == tuple(frames.shape[1:]) and not any(frame.name == PLATE for frame in site["cond_indep_stack"]):
+        raise UserError(
+            f'expected the sites of the model in a plate "{PLATE}" of frames.shape[0], found that site "{OBSERVED}" is '
+            f"in none and has the shape of a single sequence, {shape}; put them into that plate"
+        )
+    if shape != tuple(frames.shape):
         found = f"batch {tuple(site['fn'].batch_shape)} and event {tuple(site['fn'].event_shape)}"
         raise UserError(
             f'expected the distribution of site "{OBSERVED}" to have the shape of the frames {tuple(frames.shape)}, '

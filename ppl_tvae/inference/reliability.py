@@ -79,6 +79,11 @@ def verdict(khats: np.ndarray, effective_sample_sizes: np.ndarray, num_particles
     limit = khat_limit(num_particles)
     bad = float(np.mean(khats > limit))
     found = f"k-hat above {limit:.2g} for {bad:.0%} of sequences, {size}"
+    if np.mean(np.isneginf(khats)) > 0.5:
+        return (
+            f"weights all alike: {found}; so it is where the guide is the posterior, and where the latents say nothing "
+            f"of the frames, see the rate that diagnose prints"
+        )
     if bad <= 0.05:
         return f"reliable: {found}"
     if bad <= 0.5:

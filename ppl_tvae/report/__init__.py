@@ -7,6 +7,7 @@ from typing import Any
 
 from ppl_tvae import comparison
 from ppl_tvae.diagnostics.predictive import extremes
+from ppl_tvae.diagnostics.rate import signs_of_collapse
 from ppl_tvae.errors import UserError
 from ppl_tvae.figures import FIGURES, draw_figures, old_figures
 from ppl_tvae.figures.charts import bounds_chart, training_curves
@@ -77,12 +78,13 @@ def _warnings(runs: Sequence[Run]) -> list[Warning]:
             found.append(
                 f"{name}: bernoulli-grey is a score of grey pixels, not a density; its figures are no log p(x)."
             )
-        if not experiment.trained_by and run.steps_done < experiment.steps:
+        if run.is_unfinished:
             found.append(f"{name}: training has not reached its last step.")
         if len(run.present_evaluations()) < len(run.evaluations()):
             found.append(f"{name}: estimates of earlier parameters are left out; make them again.")
         if run.diagnosis() and not run.present_diagnosis():
             found.append(f"{name}: a diagnosis of earlier parameters is left out; make it again.")
+        found += [f"{name}: {sentence}." for sentence in signs_of_collapse(run.present_diagnosis())]
         checks = run.present_diagnosis().get("predictive_checks", [])
         found += [f"{name}, {words}" for words in extremes(checks, experiment.likelihood)]
         verdicts = {words for record in run.present_evaluations() if (words := weights_verdict(record))}

@@ -21,6 +21,7 @@ def diagnosis_sections(run: Run) -> list[Section]:
     sections = []
     for heading, key, parts in (
         ("Can the guide's draws be reweighted?", "posterior", _weights),
+        ("How much do the latents say?", "rates", _rates),
         ("Is the guide calibrated?", "calibration", _calibration),
         ("Does the code roll, by transform?", "by_transform", _by_transform),
         ("Do replicated frames look like the observed ones?", "predictive_checks", _predictive_checks),
@@ -75,6 +76,15 @@ def _weights(found: Mapping[str, Any], charts: Mapping[str, bytes]) -> list[Any]
         f"practical number does."
     )
     return [Picture(charts["khat"], caption), found["verdict"]]
+
+
+def _rates(found: list[Mapping[str, Any]], charts: Mapping[str, bytes]) -> list[Any]:
+    rows = [[own["latent"], _measured(own)] for own in found]
+    caption = (
+        "Rate: KL divergence of the guide from the prior, nats per frame ± standard error over sequences. The ELBO is "
+        "the expected log p(x | latents) minus the rate of all latents."
+    )
+    return [Table(caption, ("latent", "rate"), rows)]
 
 
 def _calibration(found: Mapping[str, Any], charts: Mapping[str, bytes]) -> list[Any]:

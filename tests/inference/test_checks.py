@@ -219,6 +219,22 @@ def test_a_model_without_latents_is_refused(host):
 
 
 @pytest.mark.parametrize("host", HOSTS)
+def test_a_model_of_one_sequence_is_told_of_the_plate(host):
+    """Without it the shapes of all sites are those of a single sequence, and right."""
+    ppl, dist, xp, check = HOSTS[host]
+
+    def model(frames):
+        z = ppl.sample("z", dist.Normal(xp.zeros(2), 1.0).to_event(1))
+        ppl.sample("x", dist.Normal(z.sum() + xp.zeros(SHAPE[1:]), 1.0).to_event(4), obs=frames)
+
+    def guide(frames):
+        ppl.sample("z", dist.Normal(xp.zeros(2), 1.0).to_event(1))
+
+    with pytest.raises(UserError, match=r'in a plate "sequences" of frames.shape\[0\], found that site "x" is in none'):
+        check(Program(model, guide), xp.full(SHAPE, 0.3))
+
+
+@pytest.mark.parametrize("host", HOSTS)
 def test_masks_that_are_alike_and_frames_that_look_back_pass(host):
     """A pixel may depend on any other that comes before it, in time or in its frame."""
     ppl, dist, xp, check = HOSTS[host]

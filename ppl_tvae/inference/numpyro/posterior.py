@@ -37,7 +37,9 @@ def posterior_draw(program: Program, computed: Sequence[str]) -> Callable[[Param
         key_latents, key_frames = jax.random.split(rng_key)
         guide_trace, model_trace = program_traces(program, parameters, key_latents, frames)
         log_weights = log_joint(model_trace) - log_joint(guide_trace)
-        return _draw(model_trace, computed, key_frames)._replace(log_weights=log_weights)
+        log_guide = {name: log_prob(site) for name, site in latent_sites(guide_trace).items()}
+        found = _draw(model_trace, computed, key_frames)
+        return found._replace(log_weights=log_weights, log_guide=log_guide)
 
     return draw
 
@@ -99,6 +101,7 @@ def _draw(model_trace: Trace, computed: Sequence[str], rng_key: jax.Array) -> Dr
         log_prob(observed),
         None,
         {name: log_prob(site) for name, site in latent_sites(model_trace).items()},
+        {},
     )
 
 

@@ -39,7 +39,8 @@ def posterior_draw(program: Program, computed: Sequence[str]) -> Callable[[Param
         with parameters_as(parameters):
             guide_trace, model_trace = program_traces(program, frames)
             log_weights = log_joint(model_trace) - log_joint(guide_trace)
-            return _draw(model_trace, computed)._replace(log_weights=log_weights)
+            log_guide = {name: log_prob(site) for name, site in latent_sites(guide_trace).items()}
+            return _draw(model_trace, computed)._replace(log_weights=log_weights, log_guide=log_guide)
 
     return draw
 
@@ -102,6 +103,7 @@ def _draw(model_trace: Trace, computed: Sequence[str]) -> Draw:
         log_prob(observed),
         None,
         {name: log_prob(site) for name, site in latent_sites(model_trace).items()},
+        {},
     )
 
 
