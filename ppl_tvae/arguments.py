@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import Field, fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,18 @@ def _data(command: argparse.ArgumentParser) -> None:
 
 class _Parser(argparse.ArgumentParser):
     """Mistakes on the command line are one sentence too."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but that what it does not know is said by the command at hand, with its nearest option."""
+        options, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            (commands,) = (action for action in self._actions if action.dest == "command")
+            command = dict(commands.choices or {})[options.command]
+            first = next((each for each in unknown if each.startswith("--")), "").partition("=")[0]
+            near = get_close_matches(first, command._option_string_actions, n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            command.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return options
 
     def error(self, message: str) -> Any:
         self.exit(EXIT_BAD_INPUT, f"{self.prog}: {message}; see {self.prog} --help\n")

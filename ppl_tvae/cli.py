@@ -366,8 +366,23 @@ def _data(options: argparse.Namespace) -> None:
         return
     from ppl_tvae.figures.sequences import data_sheet
 
-    path = data_sheet(options.name, options.data_dir, options.transforms, options.sequences, options.out)
-    _show(options, {"sheet": str(path)}, str(path))
+    chosen = () if options.transforms is None else (options.transforms,)
+    opened = data.open_data(options.name, options.data_dir, *chosen)
+    path = data_sheet(opened, options.name, options.sequences, options.out)
+    counts = {split: len(getattr(opened, split)) for split in data.SPLITS}
+    of_frames = "x".join(map(str, opened.frame_shape))
+    _show(
+        options,
+        {
+            "sheet": str(path),
+            "num_timesteps": opened.num_timesteps,
+            "frame_shape": opened.frame_shape,
+            "transforms": opened.transforms,
+            "splits": counts,
+        },
+        f"{path}\n  sequences of {opened.num_timesteps} frames of {of_frames}; what moves: "
+        f"{', '.join(opened.transforms)}; {', '.join(f'{count:,} {split}' for split, count in counts.items())}",
+    )
 
 
 def _show(options: argparse.Namespace, values: Any, text: str) -> None:

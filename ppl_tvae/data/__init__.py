@@ -1,6 +1,6 @@
 """Images into sequences of transformed images: sources, plans drawn on the host, frames drawn on the device."""
 
-from ppl_tvae.data.datasets import SequenceData, check_split, open_data
+from ppl_tvae.data.datasets import SPLITS, SequenceData, check_split, open_data
 from ppl_tvae.data.downloads import fetch
 from ppl_tvae.data.images import Source
 from ppl_tvae.data.plans import SEQUENCES_PER_BATCH, Plan, parts
@@ -9,6 +9,7 @@ from ppl_tvae.data.sources import catalogue, load_source
 
 __all__ = [
     "SEQUENCES_PER_BATCH",
+    "SPLITS",
     "Plan",
     "SequenceData",
     "SequenceTables",

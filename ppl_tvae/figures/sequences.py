@@ -1,11 +1,10 @@
 """Pictures of a run's sequences and of a data set, for people to look at."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ppl_tvae.data import Plan, SequenceData, open_data, render
+from ppl_tvae.data import Plan, SequenceData, render
 from ppl_tvae.diagnostics import equivariance
 from ppl_tvae.errors import UserError
 from ppl_tvae.figures.animation import animation
@@ -58,13 +57,10 @@ def draw_traversal_animation(run: Run, data: SequenceData, ready: Evaluator) -> 
     return animation(rows.swapaxes(0, 1), _ROLLED, _row_labels(data, plan))
 
 
-def data_sheet(
-    name: str, data_dir: Path | None, transforms: Sequence[str] | None, num_sequences: int, path: Path
-) -> Path:
+def data_sheet(data: SequenceData, name: str, num_sequences: int, path: Path) -> Path:
     """Write a PNG of test sequences of a data set, as the programs see them, grey. Raises UserError."""
     if path.suffix != ".png":
         raise UserError(f"expected the path of a picture, ending in .png, found '{path}'; rename it")
-    data = open_data(name, data_dir) if transforms is None else open_data(name, data_dir, tuple(transforms))
     plan = data.test_plan(num_sequences)
     sheet = contact_sheet(render(data.tables, plan), _row_labels(data, plan), f"{name}, test sequences")
     with writing_to(path):
