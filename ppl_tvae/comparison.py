@@ -3,12 +3,16 @@
 import csv
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppl_tvae.config import OF_TRAINING, OWN_DIGESTS
 from ppl_tvae.errors import UserError
 from ppl_tvae.inference import bounds
 from ppl_tvae.inference.annealing import Annealing
@@ -23,10 +27,7 @@ _CONDITIONS = (
     "likelihood", "data", "data_digest", "transforms", "split", "validation_fraction", "num_timesteps", "unit",
 )  # fmt: skip
 # What a difference between two runs may come from beside what is compared, which is the program.
-_TRAINING = (
-    "objective", "num_particles", "alpha", "kl_warmup_steps", "optimizer", "learning_rate", "momentum", "adam_epsilon",
-    "schedule", "warmup_steps", "clip_norm", "patience", "precision", "matmul",
-)  # fmt: skip
+_TRAINING = ("precision", *(name for name in OF_TRAINING if name not in ("steps", "log_every", "devices")))
 # Settings of an estimate that are part of its name only where they are not the default.
 _SELDOM_CHANGED: dict[str, Any] = {
     **{
@@ -54,11 +55,28 @@ class Entry(NamedTuple):
         return {name: None if math.isnan(value) else value for name, value in self._asdict().items()}
 
 
+class OverSeeds(NamedTuple):
+    """A mean and its standard deviation over so many seeds (nan for a single one), nats per frame."""
+
+    value: float
+    standard_deviation: float
+    num_seeds: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} ± {self.standard_deviation:.2f}" if self.num_seeds > 1 else f"{self.value:.2f}"
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON, which knows no nan."""
+        return {name: None if math.isnan(value) else value for name, value in self._asdict().items()}
+
+
 class Comparison(NamedTuple):
     """estimates: run -> estimator -> entry; differences: run minus the first one, paired over sequences.
 
     header: what the numbers are; verdicts: run -> words on its importance weights; training: run -> how it was trained:
     for how long, and the settings in which the runs differ.
+    over_seeds: where runs differ in nothing but their seed, group -> estimator -> what all of the group have;
+    differences_over_seeds: group minus the first one, of the seeds that both have, each paired over sequences.
     """
 
     header: str
@@ -66,6 +84,8 @@ class Comparison(NamedTuple):
     differences: dict[str, dict[str, Entry]]
     verdicts: dict[str, str]
     training: dict[str, str]
+    over_seeds: dict[str, dict[str, OverSeeds]]
+    differences_over_seeds: dict[str, dict[str, OverSeeds]]
 
 
 def compare(runs: Run | Path | str | Sequence[Run | Path | str]) -> Comparison:
@@ -100,17 +120,26 @@ def compare(runs: Run | Path | str | Sequence[Run | Path | str]) -> Comparison:
     }
     unlike = [name for name in _TRAINING if len({getattr(run.experiment, name) for run in opened}) > 1]
     training = {run.name: _trained(run, unlike) for run in opened}
-    return Comparison(_header(condition, records), estimates, paired, verdicts, training)
+    seeds = _over_seeds(_groups(opened), records)
+    return Comparison(_header(condition, records), estimates, paired, verdicts, training, *seeds)
 
 
 def as_text(comparison: Comparison, markdown: bool = False) -> str:
     """The tables, for people: aligned, or as Markdown."""
     first = next(iter(comparison.estimates))
-    parts = [comparison.header, "", _table(comparison.estimates, markdown)]
+    parts = [comparison.header, "", _table(*headings_and_cells(comparison.estimates), markdown)]
     parts += [line for words in remarks(comparison) for line in ("", words)]
     if any(comparison.differences.values()):
         parts += ["", f"minus {first}, paired over {paired_over(comparison)}:", ""]
-        parts.append(_table(comparison.differences, markdown))
+        parts.append(_table(*headings_and_cells(comparison.differences), markdown))
+    if comparison.over_seeds:
+        counts = ", ".join(f"{name} {count}" for name, count in seed_counts(comparison).items())
+        parts += ["", f"mean ± standard deviation over seeds ({counts}):", ""]
+        parts.append(_table(*over_seeds_in_words(comparison.over_seeds), markdown))
+    if any(comparison.differences_over_seeds.values()):
+        first_group = next(iter(comparison.over_seeds))
+        parts += ["", f"minus {first_group}, paired by seed and sequence, mean ± standard deviation over seeds:", ""]
+        parts.append(_table(*over_seeds_in_words(comparison.differences_over_seeds), markdown))
     if comparison.verdicts:
         parts += ["", "importance weights:", *(f"- {name}: {words}" for name, words in comparison.verdicts.items())]
     return "\n".join(parts)
@@ -161,6 +190,11 @@ def _counts(table: Mapping[str, Mapping[str, Entry]]) -> dict[str, set[int]]:
     return counts
 
 
+def seed_counts(comparison: Comparison) -> dict[str, int]:
+    """How many seeds each group has."""
+    return {name: max(each.num_seeds for each in own.values()) for name, own in comparison.over_seeds.items() if own}
+
+
 def paired_over(comparison: Comparison) -> str:
     """Over how many sequences the differences are."""
     counts = {entry.num_sequences for own in comparison.differences.values() for entry in own.values()}
@@ -183,7 +217,7 @@ def as_csv(comparison: Comparison) -> str:
 def as_json(comparison: Comparison) -> dict[str, Any]:
     """The same as plain values."""
 
-    def plain(table: dict[str, dict[str, Entry]]) -> dict[str, Any]:
+    def plain(table: Mapping[str, Mapping[str, Entry | OverSeeds]]) -> dict[str, Any]:
         return {name: {key: entry.plain() for key, entry in own.items()} for name, own in table.items()}
 
     return {
@@ -192,7 +226,61 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
         "differences": plain(comparison.differences),
         "verdicts": comparison.verdicts,
         "training": comparison.training,
+        "over_seeds": plain(comparison.over_seeds),
+        "differences_over_seeds": plain(comparison.differences_over_seeds),
     }
+
+
+def _groups(runs: Sequence[Run]) -> dict[str, dict[int, str]]:
+    """Runs that differ in nothing but their seed: the name that they share -> seed -> name of the run.
+
+    Empty where there are no two such runs.
+    """
+    found: dict[Any, dict[int, str]] = {}
+    for run in runs:
+        own = run.experiment
+        files = {name: getattr(own, digest) or getattr(own, name) for name, digest in OWN_DIGESTS.items()}
+        alike = replace(own, seed=0, data_dir="", device="", **files), run.steps_done
+        found.setdefault(alike, {}).setdefault(own.seed, run.name)
+    if all(len(names) < 2 for names in found.values()):
+        return {}
+    groups: dict[str, dict[int, str]] = {}
+    for names in found.values():
+        first = next(iter(names.values()))
+        shared = re.sub(r"-seed\d+$", "", first)
+        groups[first if shared in groups else shared] = names
+    return groups
+
+
+def _over_seeds(
+    groups: Mapping[str, Mapping[int, str]], records: Mapping[str, Mapping[str, dict[str, Any]]]
+) -> tuple[dict[str, dict[str, OverSeeds]], dict[str, dict[str, OverSeeds]]]:
+    """The means of `Comparison`, and the differences; records: run -> estimator -> record."""
+    means: dict[str, dict[str, OverSeeds]] = {}
+    differences: dict[str, dict[str, OverSeeds]] = {}
+    for group, names in groups.items():
+        own = [records[name] for name in names.values()]
+        shared = [key for key in own[0] if all(key in each for each in own)]
+        means[group] = {key: _mean_over_seeds([each[key]["value"] for each in own]) for key in shared}
+        (first, *_) = groups.values()
+        pairs = [(records[names[seed]], records[first[seed]]) for seed in names if seed in first]
+        if group == next(iter(groups)) or len(pairs) < 2:
+            continue
+        entries = {
+            key: [_difference(each[key], base[key]) for each, base in pairs]
+            for key in shared
+            if all(key in each and key in base for each, base in pairs)
+        }
+        differences[group] = {
+            key: _mean_over_seeds([each.value for each in found if each])
+            for key, found in entries.items()
+            if all(found)
+        }
+    return means, differences
+
+
+def _mean_over_seeds(values: Sequence[float]) -> OverSeeds:
+    return OverSeeds(mean(values), stdev(values) if len(values) > 1 else math.nan, len(values))
 
 
 def _trained(run: Run, settings: Sequence[str]) -> str:
@@ -288,8 +376,15 @@ def _difference(record: dict[str, Any], base: dict[str, Any]) -> Entry | None:
     return None if error is None else Entry(float(differences.mean()), error, both)
 
 
-def _table(rows: dict[str, dict[str, Entry]], markdown: bool) -> str:
-    headings, cells = headings_and_cells(rows)
+def over_seeds_in_words(
+    table: Mapping[str, Mapping[str, OverSeeds]],
+) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """As `headings_and_cells`, of means over seeds."""
+    headings = {key: key for own in table.values() for key in own}
+    return headings, {name: {key: str(each) for key, each in own.items()} for name, own in table.items()}
+
+
+def _table(headings: Mapping[str, str], cells: Mapping[str, Mapping[str, str]], markdown: bool) -> str:
     lines = [
         ["run", *headings.values()],
         *([name, *(own.get(key, "-") for key in headings)] for name, own in cells.items()),

@@ -196,6 +196,41 @@ def copied_with(run, folder, **settings):
     return ppl_tvae.open_run(folder)
 
 
+def test_runs_that_differ_in_their_seed_alone_are_averaged(runs, tmp_path):
+    """Each difference is of the same seed and the same sequences, and its spread is that over seeds."""
+    for seed in (0, 1, 2):
+        for name, settings in (("plain", {}), ("warmed", {"kl_warmup_steps": 2})):
+            run = copied_with(runs["pyro"], tmp_path / f"{name}-seed{seed}", seed=seed, **settings)
+            (run.path / "evaluation.json").unlink(missing_ok=True)
+            ppl_tvae.evaluate(
+                run, estimators="elbo", particles=5, max_sequences=4, seed=10 * seed + len(name), quiet=True
+            )
+    paths = [tmp_path / f"{name}-seed{seed}" for name in ("plain", "warmed") for seed in (0, 1, 2)]
+    compared = ppl_tvae.compare(paths[:5])
+    value = {name: own["elbo"].value for name, own in compared.estimates.items()}
+    plain, warmed = ([value[f"{name}-seed{seed}"] for seed in range(n)] for name, n in (("plain", 3), ("warmed", 2)))
+    assert compared.over_seeds["plain"]["elbo"] == pytest.approx((np.mean(plain), np.std(plain, ddof=1), 3))
+    assert compared.over_seeds["warmed"]["elbo"].num_seeds == 2
+    differences = np.subtract(warmed, plain[:2])
+    expected = (differences.mean(), differences.std(ddof=1), 2)
+    assert compared.differences_over_seeds["warmed"]["elbo"] == pytest.approx(expected)
+    told = comparison.as_text(compared)
+    assert "mean ± standard deviation over seeds (plain 3, warmed 2):" in told
+    assert "minus plain, paired by seed and sequence" in told
+    assert f"{np.mean(plain):.2f} ± {np.std(plain, ddof=1):.2f}" in told
+    assert comparison.as_json(compared)["over_seeds"]["plain"]["elbo"]["num_seeds"] == 3
+    captions = [part.caption for part in _compared(compared) if isinstance(part, Table)]
+    assert captions[1].startswith("mean ± standard deviation over seeds (plain 3, warmed 2)")
+
+    apart = ppl_tvae.compare([paths[0], paths[3]])
+    assert not apart.over_seeds
+    assert "over seeds" not in comparison.as_text(apart)
+    single = ppl_tvae.compare([paths[0], paths[1], paths[3]])
+    assert single.over_seeds["warmed"]["elbo"].num_seeds == 1
+    assert "±" not in str(single.over_seeds["warmed"]["elbo"])
+    assert not single.differences_over_seeds
+
+
 def test_columns_come_in_the_order_of_their_particles(runs, tmp_path):
     run = ppl_tvae.open_run(shutil.copytree(runs["pyro"].path, tmp_path / "run"))
     for particles in ((3, 30), (2, 100)):
@@ -340,7 +375,7 @@ def test_verdicts_are_on_the_runs_own_guides(tmp_path):
 
 def test_one_sequence_has_no_error_in_text_and_in_json(runs):
     (record,) = ppl_tvae.evaluate(runs["numpyro"], estimators="elbo", particles=3, max_sequences=1, seed=11)
-    compared = comparison.Comparison("", {"a": {"elbo": comparison._entry(record)}}, {}, {}, {})
+    compared = comparison.Comparison("", {"a": {"elbo": comparison._entry(record)}}, {}, {}, {}, {}, {})
     assert comparison.as_json(compared)["estimates"]["a"]["elbo"]["standard_error"] is None
     assert f"{record['value']:.2f}\n" in comparison.as_text(compared) + "\n"
 
@@ -348,18 +383,18 @@ def test_one_sequence_has_no_error_in_text_and_in_json(runs):
 def test_estimates_over_other_numbers_of_sequences_say_so_in_every_form():
     """Of one run all in the heading; of two runs whose numbers differ in the cells."""
     few, many = comparison.Entry(-1.0, 0.5, 40), comparison.Entry(-2.0, 0.25, 300)
-    mixed = comparison.Comparison("", {"a": {"iwae-10": few, "iwae-7": many}}, {}, {}, {})
+    mixed = comparison.Comparison("", {"a": {"iwae-10": few, "iwae-7": many}}, {}, {}, {}, {}, {})
     for markdown in (False, True):
         text = comparison.as_text(mixed, markdown=markdown)
         assert "iwae-10 (40)" in text
         assert "iwae-7 (300)" in text
         assert "0.50 (" not in text
     assert "a,iwae-7,-2.0,0.25,300" in comparison.as_csv(mixed)
-    alike = comparison.Comparison("", {"a": {"elbo": few}, "b": {"elbo": few}}, {"b": {"elbo": few}}, {}, {})
+    alike = comparison.Comparison("", {"a": {"elbo": few}, "b": {"elbo": few}}, {"b": {"elbo": few}}, {}, {}, {}, {})
     assert "(40)" not in comparison.as_text(alike)
 
     estimates = {"a": {"elbo": few, "iwae-7": many}, "b": {"elbo": many, "iwae-7": many}}
-    unlike = comparison.Comparison("", estimates, {"b": {"elbo": few, "iwae-7": many}}, {}, {})
+    unlike = comparison.Comparison("", estimates, {"b": {"elbo": few, "iwae-7": many}}, {}, {}, {}, {})
     lines = comparison.as_text(unlike).splitlines()
     assert lines[2].split("  ")[-1].strip() == "iwae-7 (300)"
     assert [line.split("±")[1].split()[1] for line in lines[3:5]] == ["(40)", "(300)"]

@@ -141,12 +141,25 @@ def _compared(compared: comparison.Comparison) -> list[Any]:
         run: {headings[key]: entry for key, entry in own.items() if not key.startswith(comparison.ON_OWN_DATA)}
         for run, own in compared.estimates.items()
     }
-    parts: list[Any] = [Table(caption, header, rows)]
+    parts: list[Any] = [Table(caption, header, rows), *_over_seeds(compared)]
     parts += [Warning(f"{words}.") for words in comparison.remarks(compared)]
     if any(of_test_data.values()):
         about = "The estimates on test data. Error bars are those of single runs; paired differences are narrower."
         parts.append(Picture(bounds_chart(of_test_data), about))
     return parts
+
+
+def _over_seeds(compared: comparison.Comparison) -> list[Any]:
+    """A row per estimate, a column per group of runs that differ in their seed alone, and per difference of groups."""
+    if not compared.over_seeds:
+        return []
+    first, *_ = compared.over_seeds
+    minus = {f"{other} minus {first}": own for other, own in compared.differences_over_seeds.items()}
+    headings, cells = comparison.over_seeds_in_words(compared.over_seeds | minus)
+    rows = [[heading, *(own.get(key, "-") for own in cells.values())] for key, heading in headings.items()]
+    counts = ", ".join(f"{name} {count}" for name, count in comparison.seed_counts(compared).items())
+    caption = f"mean ± standard deviation over seeds ({counts}); differences are paired by seed and sequence"
+    return [Table(caption, ["estimate", *cells], rows)]
 
 
 def _equivariance(runs: Sequence[Run]) -> Section:
