@@ -4,7 +4,7 @@ import csv
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -17,7 +17,7 @@ from ppl_tvae.errors import UserError
 from ppl_tvae.inference import bounds
 from ppl_tvae.inference.annealing import Annealing
 from ppl_tvae.inference.unamortised import Unamortised
-from ppl_tvae.records import estimate_name, weights_verdict
+from ppl_tvae.records import COUNTED, estimate_name, weights_verdict
 from ppl_tvae.runs import Run, runs_at
 from ppl_tvae.tables import aligned
 
@@ -181,13 +181,30 @@ def headings_and_cells(table: Mapping[str, Mapping[str, Entry]]) -> tuple[dict[s
     return headings, cells
 
 
+def over_seeds_in_words(
+    table: Mapping[str, Mapping[str, OverSeeds]],
+) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+    """As `headings_and_cells`, of means over seeds."""
+    headings = {key: key for key in in_order(key for own in table.values() for key in own)}
+    return headings, {name: {key: str(each) for key, each in own.items()} for name, own in table.items()}
+
+
 def _counts(table: Mapping[str, Mapping[str, Entry]]) -> dict[str, set[int]]:
-    """Over how many sequences the entries of each estimator are."""
+    """Over how many sequences the entries of each estimator are, those of fewer particles before those of more."""
     counts: dict[str, set[int]] = {}
     for own in table.values():
         for key, entry in own.items():
             counts.setdefault(key, set()).add(entry.num_sequences)
-    return counts
+    return {key: counts[key] for key in in_order(counts)}
+
+
+def in_order(columns: Iterable[str]) -> list[str]:
+    """Of one kind, such as iwae-10 and iwae-100, by their number; the kinds as they first come."""
+    counted = {name: re.fullmatch(rf"({'|'.join(COUNTED)})-(\d+)(.*)", name) for name in columns}
+    kinds = {name: found.group(1, 3) if found else (name, "") for name, found in counted.items()}
+    numbers = {name: int(found[2]) if found else 0 for name, found in counted.items()}
+    first = list(dict.fromkeys(kinds.values()))
+    return sorted(counted, key=lambda name: (first.index(kinds[name]), numbers[name]))
 
 
 def seed_counts(comparison: Comparison) -> dict[str, int]:
@@ -294,8 +311,7 @@ def _trained(run: Run, settings: Sequence[str]) -> str:
 def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The conditions of the newest estimate of a run's parameters, and of each estimator under these one record.
 
-    It is the newest of those over the most sequences; what Ctrl-C left of one does not stand in for a whole one. In
-    the order in which the estimators first came, those of fewer particles before those of more.
+    It is the newest of those over the most sequences; what Ctrl-C left of one does not stand in for a whole one.
     """
     records = run.present_evaluations()
     if not records:
@@ -306,13 +322,7 @@ def _newest(run: Run) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
         name = _label(record)
         if _condition(record, run) == newest and (name not in chosen or _weight(record) >= _weight(chosen[name])):
             chosen[name] = record
-    order = list(dict.fromkeys(record["estimator"] for record in chosen.values()))
-    by_number = sorted(chosen, key=lambda name: (order.index(chosen[name]["estimator"]), _number(chosen[name])))
-    return newest, {name: chosen[name] for name in by_number}
-
-
-def _number(record: dict[str, Any]) -> int:
-    return int(record.get("num_particles", 0))
+    return newest, chosen
 
 
 def _weight(record: dict[str, Any]) -> tuple[bool, int]:
@@ -374,14 +384,6 @@ def _difference(record: dict[str, Any], base: dict[str, Any]) -> Entry | None:
     differences = np.asarray(record["per_sequence"][:both]) - np.asarray(base["per_sequence"][:both])
     error = bounds.standard_error(differences)
     return None if error is None else Entry(float(differences.mean()), error, both)
-
-
-def over_seeds_in_words(
-    table: Mapping[str, Mapping[str, OverSeeds]],
-) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
-    """As `headings_and_cells`, of means over seeds."""
-    headings = {key: key for own in table.values() for key in own}
-    return headings, {name: {key: str(each) for key, each in own.items()} for name, own in table.items()}
 
 
 def _table(headings: Mapping[str, str], cells: Mapping[str, Mapping[str, str]], markdown: bool) -> str:

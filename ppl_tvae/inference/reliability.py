@@ -9,6 +9,7 @@ from ppl_tvae.inference.bounds import effective_sample_size
 
 # The fit to a fifth of them is drawn towards 0.5 as if ten more said so: 25 draws of a good guide are above the limit.
 FEWEST_DRAWS = 100
+_ALIKE = 0.9  # of the draws, an effective sample size
 _UNDERFLOW = 700.0  # nats below the largest weight
 
 
@@ -79,10 +80,10 @@ def verdict(khats: np.ndarray, effective_sample_sizes: np.ndarray, num_particles
     limit = khat_limit(num_particles)
     bad = float(np.mean(khats > limit))
     found = f"k-hat above {limit:.2g} for {bad:.0%} of sequences, {size}"
-    if np.mean(np.isneginf(khats)) > 0.5:
-        return (
-            f"weights all alike: {found}; so it is where the guide is the posterior, and where the latents say nothing "
-            f"of the frames, see the rate that diagnose prints"
+    if np.median(effective_sample_sizes) > _ALIKE * num_particles:
+        found += (
+            "; weights this much alike come of a guide that is nearly the posterior, and of latents that say nothing "
+            "of the frames: see the rate that diagnose prints"
         )
     if bad <= 0.05:
         return f"reliable: {found}"
