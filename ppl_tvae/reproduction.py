@@ -72,6 +72,7 @@ def reproduce(
     check_count("max_sequences", max_sequences)
     if str(changes.get("data", "")).endswith(".npz"):
         changes["data"] = os.path.abspath(os.path.expanduser(changes["data"]))  # as the run directories have it
+    experiment = _on_the_data_of(experiment, budget, changes)
     folder = Path(out or Path("runs") / f"{name}-{budget}")
     asked = list(_experiments(experiment, budget, seeds, changes))
     if together:
@@ -102,6 +103,14 @@ def reproduce(
 def _save(reproduced: Reproduced, folder: Path) -> None:
     write(folder / "table.md", (as_text(reproduced, markdown=True) + "\n").encode())
     write(folder / "table.json", (to_json(as_json(reproduced), indent=1) + "\n").encode())
+
+
+def _on_the_data_of(experiment: Reproduction, budget: str, changes: Mapping[str, Any]) -> Reproduction:
+    """On other data than the paper's, its title says so, and no number of the paper's stands beside ours."""
+    own = {experiment.settings_of(label, budget)["data"] for label in experiment.rows}
+    if changes.get("data") in (None, *own):
+        return experiment
+    return replace(experiment, title=f"{experiment.title}; but of {Path(changes['data']).name}", published={})
 
 
 def _with_rows(experiment: Reproduction, chosen: Sequence[str] | None) -> Reproduction:

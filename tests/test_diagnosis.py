@@ -171,6 +171,7 @@ def test_groups_dimensions_and_coordinates(run):
     assert tree["log_likelihood"]["x"].dims == ("chain", "draw", "sequence")
     for name in ("image", "label", "transform", "phase"):
         assert tree["posterior"].coords[name].dims == ("sequence",)
+        assert not {name} & {*tree["prior"].coords, *tree["prior_predictive"].coords}  # they have seen no frames
     assert tree["posterior"]["z"].shape == (1, 30, 5, 4, 2, 4)
     assert tree["posterior"].attrs["inference_library"] == run.experiment.backend
 

@@ -89,7 +89,12 @@ def test_a_table_of_runs_that_are_ordinary_run_directories(small):
     text = reproduction.as_text(found)
     elbos = found.values["vae"]["elbo"]
     assert f"{np.mean(elbos):,.2f} ± {np.std(elbos, ddof=1):,.2f}" in text
-    assert "(paper 13,274)" in text
+    assert found.header[0].endswith("; but of images.npz")
+    assert "(paper" not in text  # whose numbers are of other data
+    assert "(paper 13,274)" in reproduction.as_text(replace(found, published={"vae": {"E_eq": "13,274"}}))
+    mnist = experiments.experiment_of_the_paper("table1")
+    for changes in ({}, {"data": "mnist"}):
+        assert reproduction._on_the_data_of(mnist, "paper", changes) == mnist
     correlations = found.values["vae"][CAPCORR.name]
     assert f"{np.mean(correlations):.2f} ± {np.std(correlations, ddof=1):.2f}" in text
     assert "5 held-out sequences; mean ± standard deviation over 2 seeds" in text

@@ -23,7 +23,8 @@ def datatree(
     prior, prior_predictive and observed_data.
 
     posterior, prior: draws with leading axes (draw, sequence), all of them one chain. observed: frames (sequence, time,
-    height, width, channel). about: coordinates along the sequences, by the names ABOUT. attrs: of every group.
+    height, width, channel). about: coordinates along the sequences, by the names ABOUT, of all groups but the two of
+    draws from the prior, which have seen no frames. attrs: of every group.
     The dimensions of a latent of event shape (S, C, D), that of t, are time, capsule and position; of another latent
     they are numbered. log_likelihood is log p(x | latents) of a whole sequence, log_prior log p(latent) and log_guide
     log q(latent | x) of each latent, at the draws from the guide; sample_stats has the log importance weights of the
@@ -40,6 +41,9 @@ def datatree(
         group = arviz_base.dict_to_dataset(values, dims=names, sample_dims=sample_dims, attrs=dict(attrs))
         return group.assign_coords(along)
 
+    def of_no_frames(group: xr.Dataset) -> xr.Dataset:
+        return group.drop_vars(list(about))
+
     def drawn(values: Mapping[str, Any], names: dict[Any, Sequence[Any]]) -> xr.Dataset:
         return named({name: np.asarray(value)[None] for name, value in values.items()}, names, ("chain", "draw"))
 
@@ -55,8 +59,8 @@ def datatree(
             "log_guide": drawn(posterior.log_guide, of_latents),
             "sample_stats": drawn({"log_weight": posterior.log_weights}, of_sequences),
             "sequence_stats": named(of_weights, {name: ["sequence"] for name in of_weights}, ()),
-            "prior": drawn(prior.sites, dims),
-            "prior_predictive": drawn({"x": prior.frames}, frames),
+            "prior": of_no_frames(drawn(prior.sites, dims)),
+            "prior_predictive": of_no_frames(drawn({"x": prior.frames}, frames)),
             "observed_data": named({"x": observed}, frames, ()),
         }
     )

@@ -101,6 +101,8 @@ def _training(runs: Sequence[Run]) -> Section:
         "The bound that is trained, on training batches, averaged over each log interval, and the held-out ELBO that "
         "chooses the best parameters. The first row, before training, is left out."
     )
+    if any(run.experiment.kl_warmup_steps for run in runs):
+        caption += " While the weight of the KL part rises (kl_warmup_steps), what is trained is no bound of log p(x)."
     return Section("Training", [*([Picture(training_curves(rows), caption)] if rows else []), *elsewhere])
 
 
