@@ -44,18 +44,54 @@ def test_every_run_of_every_experiment_is_one_that_can_be_trained(name, budget):
             assert getattr(resolved, setting) == value, setting
 
 
-def test_the_papers_settings_of_table_1():
-    """The kernels of the released code, and 100 epochs of 48,000 images in batches of 8."""
-    table = experiments.EXPERIMENTS["table1"]
-    windows = {label: (row["model"], row.get("temporal_window")) for label, row in table.rows.items()}
-    assert list(windows.values()) == [
-        ("tvae", 18), ("tvae", 13), ("tvae", 5), ("bubble", 5), ("static", None), ("vae", None)
-    ]  # fmt: skip
-    assert table.budgets["paper"]["steps"] == 100 * 48_000 // 8
-    paper = experiment_from({**table.settings, **table.budgets["paper"]})
-    assert (paper.optimizer, paper.learning_rate, paper.momentum) == ("sgd", 1e-4, 0.9)
-    assert (paper.mu, paper.epsilon) == (None, 1e-6)
-    assert paper.resolved().mu == 30
+# name: what all rows share, resolved under the paper's budget; and (model, frames and positions that share variance) of
+# each row, the kernels of the released code.
+OF_MNIST = {
+    "data": "mnist", "num_timesteps": 18, "num_capsules": 18, "capsule_dim": 18, "hidden": (972, 648), "batch_size": 8,
+    "steps": 100 * 48_000 // 8, "transforms": ("rotation", "scale", "hue"),
+}  # fmt: skip
+TVAE_AND_VAE = [("tvae", 13, 3), ("vae", None, None)]
+PAPER = {
+    "table1": (OF_MNIST, [
+        ("tvae", 18, 3), ("tvae", 13, 3), ("tvae", 5, 3), ("bubble", 5, 3), ("static", None, 3), ("vae", None, None),
+    ]),
+    "table2": (
+        {
+            "data": "sprites", "num_timesteps": 15, "num_capsules": 15, "capsule_dim": 15, "hidden": (675, 450),
+            "batch_size": 8, "steps": 100 * 3 * 5 * 15 * 15 * 15 // 8,
+            "transforms": ("scale", "orientation", "posX", "posY"),
+        },
+        [("tvae", 15, 1), ("tvae", 10, 1), ("tvae", 5, 1), ("bubble", 5, 5), ("static", None, 3), ("vae", None, None)],
+    ),
+    "figure3": (
+        {
+            "data": "mnist", "num_timesteps": 1, "num_capsules": 1, "capsule_dim": 18 * 18, "batch_size": 128,
+            "steps": 250 * 48_000 // 128, "mu": 10, "transforms": ("none",),
+        },
+        [("torus", None, 5)],
+    ),
+    "generalisation": (OF_MNIST, TVAE_AND_VAE),
+    "combined": (OF_MNIST | {"transforms": ("rotation+hue",)}, TVAE_AND_VAE),
+    "perspective": (OF_MNIST | {"transforms": ("perspective+hue",)}, TVAE_AND_VAE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", experiments.EXPERIMENTS)
+def test_the_papers_settings(name):
+    table, (shared, kernels) = experiments.EXPERIMENTS[name], PAPER[name]
+    runs = {label: experiment_from(table.settings_of(label, "paper")).resolved() for label in table.rows}
+    assert [(run.model, run.temporal_window, run.spatial_width) for run in runs.values()] == kernels
+    for label, run in runs.items():
+        assert {setting: getattr(run, setting) for setting in shared} == shared
+        assert (run.optimizer, run.learning_rate, run.momentum) == ("sgd", 1e-4, 0.9)
+        assert (run.schedule, run.warmup_steps, run.objective) == ("constant", 0, "elbo")
+        assert (run.guide, run.prior, run.likelihood) == ("mean-field", "normal", "bernoulli-grey")
+        diverges = (name, label) == ("table1", "static, L = 0")
+        assert run.clip_norm == (100 if diverges else 0)
+        if run.model != "vae":
+            assert run.mu == shared.get("mu", 30)
+            assert run.epsilon == (1e-3 if (name, run.model) == ("table2", "static") else 1e-6)
+    assert table.test_transforms == (("rotation+hue",) if name == "generalisation" else None)
 
 
 def test_a_row_that_needs_another_setting_has_it_and_the_table_says_so(small, monkeypatch):
