@@ -75,8 +75,9 @@ class Comparison(NamedTuple):
 
     header: what the numbers are; verdicts: run -> words on its importance weights; training: run -> how it was trained:
     for how long, and the settings in which the runs differ.
-    over_seeds: where runs differ in nothing but their seed, group -> estimator -> what all of the group have;
-    differences_over_seeds: group minus the first one, of the seeds that both have, each paired over sequences.
+    over_seeds: where runs differ in nothing but their seed, group -> estimator -> what all of the group have, over as
+    many sequences; differences_over_seeds: group minus the first one, of the seeds that both have, each paired over
+    sequences.
     """
 
     header: str
@@ -136,7 +137,7 @@ def as_text(comparison: Comparison, markdown: bool = False) -> str:
         counts = ", ".join(f"{name} {count}" for name, count in seed_counts(comparison).items())
         parts += ["", f"mean ± standard deviation over seeds ({counts}):", ""]
         parts.append(_table(*over_seeds_in_words(comparison.over_seeds), markdown))
-    if any(comparison.differences_over_seeds.values()):
+    if comparison.differences_over_seeds:
         first_group = next(iter(comparison.over_seeds))
         parts += ["", f"minus {first_group}, paired by seed and sequence, mean ± standard deviation over seeds:", ""]
         parts.append(_table(*over_seeds_in_words(comparison.differences_over_seeds), markdown))
@@ -209,7 +210,7 @@ def in_order(columns: Iterable[str]) -> list[str]:
 
 def seed_counts(comparison: Comparison) -> dict[str, int]:
     """How many seeds each group has."""
-    return {name: max(each.num_seeds for each in own.values()) for name, own in comparison.over_seeds.items() if own}
+    return {name: max(each.num_seeds for each in own.values()) for name, own in comparison.over_seeds.items()}
 
 
 def paired_over(comparison: Comparison) -> str:
@@ -274,26 +275,34 @@ def _over_seeds(
 ) -> tuple[dict[str, dict[str, OverSeeds]], dict[str, dict[str, OverSeeds]]]:
     """The means of `Comparison`, and the differences; records: run -> estimator -> record."""
     means: dict[str, dict[str, OverSeeds]] = {}
-    differences: dict[str, dict[str, OverSeeds]] = {}
     for group, names in groups.items():
         own = [records[name] for name in names.values()]
-        shared = [key for key in own[0] if all(key in each for each in own)]
-        means[group] = {key: _mean_over_seeds([each[key]["value"] for each in own]) for key in shared}
-        (first, *_) = groups.values()
-        pairs = [(records[names[seed]], records[first[seed]]) for seed in names if seed in first]
-        if group == next(iter(groups)) or len(pairs) < 2:
+        shared = {
+            key: _mean_over_seeds([each[key]["value"] for each in own])
+            for key, record in own[0].items()
+            if all(key in each and each[key]["num_sequences"] == record["num_sequences"] for each in own)
+        }
+        means |= {group: shared} if shared else {}
+    if not means:
+        return {}, {}
+    first, *others = means
+    differences: dict[str, dict[str, OverSeeds]] = {}
+    for group in others:
+        seeds = [seed for seed in groups[group] if seed in groups[first]]
+        pairs = [(records[groups[group][seed]], records[groups[first][seed]]) for seed in seeds]
+        if len(pairs) < 2:
             continue
         entries = {
-            key: [_difference(each[key], base[key]) for each, base in pairs]
-            for key in shared
-            if all(key in each and key in base for each, base in pairs)
+            key: [_difference(own[key], base[key]) for own, base in pairs]
+            for key in means[group]
+            if key in means[first]
         }
         differences[group] = {
             key: _mean_over_seeds([each.value for each in found if each])
             for key, found in entries.items()
             if all(found)
         }
-    return means, differences
+    return means, {group: own for group, own in differences.items() if own}
 
 
 def _mean_over_seeds(values: Sequence[float]) -> OverSeeds:

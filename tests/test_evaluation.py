@@ -229,6 +229,8 @@ def test_runs_that_differ_in_their_seed_alone_are_averaged(runs, tmp_path):
     assert single.over_seeds["warmed"]["elbo"].num_seeds == 1
     assert "±" not in str(single.over_seeds["warmed"]["elbo"])
     assert not single.differences_over_seeds
+    ppl_tvae.evaluate(paths[1], estimators="elbo", particles=5, max_sequences=6, seed=15, quiet=True)
+    assert not ppl_tvae.compare(paths[:2]).over_seeds  # of four sequences, and of six
 
 
 def test_columns_come_in_the_order_of_their_particles(runs, tmp_path):
