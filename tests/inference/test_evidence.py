@@ -108,6 +108,12 @@ def test_bounds_rise_with_particles_to_the_exact_evidence(backend, conjugate):
     assert (np.abs(ratio.mean(axis=0) - 1) < STANDARD_ERRORS * ratio.std(axis=0) / np.sqrt(n)).all()
 
 
+def test_draws_that_make_no_whole_group_are_left_out():
+    log_weights = np.random.default_rng(0).normal(size=(10, 3))
+    expected = np.mean([logsumexp(log_weights[i : i + 4], axis=0) - np.log(4) for i in (0, 4)], axis=0)
+    np.testing.assert_allclose(bounds.iwae_bound(log_weights, 4), expected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_gap_shrinks_like_one_over_particles(backend, conjugate):
     """The bias of IWAE-K is Var(w) / (2 K p(x)^2) to first order (Domke & Sheldon 2018)."""

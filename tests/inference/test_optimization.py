@@ -36,6 +36,19 @@ def test_tripling_is_the_iwae_papers():
     np.testing.assert_allclose(factors("tripling", 3280, xp=jnp), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
+def test_constant_and_cosine_rise_linearly_while_they_warm_up(xp):
+    """And the cosine begins after that: whole at its first step, at zero where the training ends."""
+    steps = np.arange(40)
+    rise = np.minimum((steps + 1) / 10, 1)
+    np.testing.assert_allclose(factors("constant", 40, warmup_steps=10, xp=xp), rise, rtol=1e-6)
+    done = np.clip((steps - 10) / 30, 0, 1)
+    expected = rise * 0.5 * (1 + np.cos(np.pi * done))
+    np.testing.assert_allclose(factors("cosine", 40, warmup_steps=10, xp=xp), expected, rtol=1e-5)
+    beyond = Optimization("adam", 1.0, 0.9, 0.0, "cosine", 0, 40)
+    assert abs(float(learning_rate_factor(beyond, xp.asarray(60)))) < 1e-6  # of a run that goes on
+
+
 def test_tripling_begins_after_the_warm_up():
     found = factors("tripling", 3290, warmup_steps=10)
     np.testing.assert_allclose(found[:10], np.arange(1, 11) / 10)
